@@ -1,0 +1,57 @@
+"""Machine unlearning on Lorentz manifolds: forget a concept, prove it, keep the rest.
+
+Everything is imported when it is first used, so that the losses cost only torch and geoopt, and the
+command line answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from riemann_unlearn._version import __version__
+
+if TYPE_CHECKING:
+    from riemann_unlearn import data, evaluation, geometry, losses, models, training, unlearning
+    from riemann_unlearn.evaluation import evaluate
+    from riemann_unlearn.geometry import Lorentz
+    from riemann_unlearn.models import list_models, load
+    from riemann_unlearn.unlearning import list_methods, unlearn
+
+__all__ = [
+    "Lorentz",
+    "__version__",
+    "data",
+    "evaluate",
+    "evaluation",
+    "geometry",
+    "list_methods",
+    "list_models",
+    "load",
+    "losses",
+    "models",
+    "training",
+    "unlearn",
+    "unlearning",
+]
+
+_HOME = {
+    "Lorentz": "geometry",
+    "evaluate": "evaluation",
+    "list_methods": "unlearning",
+    "list_models": "models",
+    "load": "models",
+    "unlearn": "unlearning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,295 @@
+"""The command line: ``riemann-unlearn run | train | evaluate | list``.
+
+Only argparse is imported before a command is known, so that ``--help`` answers at once. What goes
+wrong ends in one sentence on standard error and an exit code: 2 for a request that cannot be carried
+out, 1 for one that failed on the way, 130 for an interrupted one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from riemann_unlearn._version import __version__
+
+DEFAULT_FORGET = "food-fruit"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    # A polite kill is an interruption like Ctrl-C: the run keeps its checkpoint and says so.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        options.command(options)
+    except KeyboardInterrupt as interruption:
+        return _complain(str(interruption) or "interrupted", 130)
+    except ValueError as error:
+        return _complain(str(error), 2)
+    except (RuntimeError, OSError) as error:
+        return _complain(str(error), 1)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"riemann-unlearn: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="riemann-unlearn",
+        description="Make a vision-language model forget a concept, and measure what it forgot and kept.",
+        epilog="Start with: riemann-unlearn run --forget food-fruit",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_list(commands)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="forget a concept, measure before and after, write a run directory",
+        description=(
+            "Forget a concept and measure before and after. Writes config.yaml, metrics.json, "
+            "history.jsonl, model.safetensors and report.html to the output folder."
+        ),
+        epilog="Ctrl-C keeps a checkpoint; go on with: riemann-unlearn run --output DIR --resume",
+    )
+    run.add_argument(
+        "--forget",
+        action="append",
+        metavar="CONCEPT",
+        help=f"an emoji name, a subcategory or a category; repeatable (default: {DEFAULT_FORGET})",
+    )
+    run.add_argument("--model", help="bundled model or checkpoint (default: meru-emoji)")
+    run.add_argument("--data", help="bundled dataset or folder of shards (default: emoji)")
+    run.add_argument("--method", help="see 'riemann-unlearn list methods' (default: hac)")
+    run.add_argument("--seed", type=int, help="decides batches, views and captions (default: 0)")
+    run.add_argument("--steps", type=int, help="optimizer steps (default: the method's)")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a setting of the method, such as alpha=0.5; repeatable",
+    )
+    run.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="run directory (default: a new folder under runs/)",
+    )
+    run.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    run.add_argument("--config", metavar="FILE", help="YAML file of these options; flags override it")
+    run.add_argument("--json", action="store_true", help="print metrics.json instead of a table")
+    run.set_defaults(command=_run)
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train CLIP or MERU from scratch",
+        description=(
+            "Train CLIP or MERU from scratch. The bundled models were made with "
+            "'riemann-unlearn train --model NAME --output DIR'."
+        ),
+    )
+    train.add_argument(
+        "--model",
+        required=True,
+        help="a bundled model, to train it again as it was, or an open_clip-style JSON configuration",
+    )
+    train.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder to write to")
+    train.add_argument(
+        "--config", metavar="FILE", help="YAML of training settings (default: the bundled model's)"
+    )
+    train.add_argument("--resume", action="store_true", help="go on with the training in --output")
+    train.set_defaults(command=_train)
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure a model on what is forgotten and what is retained",
+        description="Accuracy and recall of a saved model, on forgotten and on retained concepts.",
+    )
+    evaluate.add_argument("--model", default="meru-emoji", help="bundled model, checkpoint or run")
+    evaluate.add_argument("--data", default="emoji", help="bundled dataset or folder of shards")
+    evaluate.add_argument(
+        "--forget",
+        action="append",
+        metavar="CONCEPT",
+        help="what counts as forgotten; repeatable (default: what the run forgot, else food-fruit)",
+    )
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    evaluate.set_defaults(command=_evaluate)
+
+
+def _add_list(commands: Any) -> None:
+    listing = commands.add_parser(
+        "list",
+        help="list models, methods or concepts",
+        description="List what --model, --method and --forget can be.",
+    )
+    listing.add_argument("what", choices=("models", "methods", "concepts"))
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(command=_list)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from riemann_unlearn.report import metrics_table, write_report
+    from riemann_unlearn.unlearning import RunConfig, read_config, unlearn
+
+    asked: dict[str, Any] = {
+        name: value
+        for name in ("forget", "model", "data", "method", "seed")
+        if (value := getattr(options, name)) is not None
+    }
+    settings = dict(_setting(text) for text in options.set)
+    if options.steps is not None:
+        settings["steps"] = options.steps
+    if options.resume and options.output is None:
+        raise ValueError("--resume needs --output DIR, the run directory to go on with")
+    source = options.output / "config.yaml" if options.resume else options.config
+    if source is None:
+        config = RunConfig(**{"forget": [DEFAULT_FORGET], **asked, "settings": settings})
+    else:
+        config = read_config(source, **asked)
+        config = read_config(source, **asked, settings={**config.settings, **settings})
+    output = options.output or _new_folder(config.method, config.forget, config.seed)
+    result = unlearn(
+        config.model,
+        config.data,
+        forget=config.forget,
+        method=config.method,
+        settings=config.settings,
+        seed=config.seed,
+        forget_batch=config.forget_batch,
+        retain_batch=config.retain_batch,
+        output=output,
+        resume=options.resume,
+    )
+    write_report(output, result)
+    if options.json:
+        print(json.dumps(result.metrics, indent=2))
+    else:
+        print(metrics_table(result.metrics))
+        print(f"\nWritten to {output}; open {output / 'report.html'} in a browser.")
+
+
+def _train(options: argparse.Namespace) -> None:
+    import yaml
+
+    from riemann_unlearn.models import list_models
+    from riemann_unlearn.training import TrainConfig, train
+
+    bundled = {info.name: info.path for info in list_models()}
+    if options.model in bundled:
+        model_file = bundled[options.model] / "open_clip_config.json"
+        config_file = Path(options.config or bundled[options.model] / "train.yaml")
+    else:
+        model_file, config_file = Path(options.model), Path(options.config or "")
+    try:
+        model_config = json.loads(model_file.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.name else {}
+    except (OSError, yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read the configuration: {error}") from None
+    try:
+        config = TrainConfig(**settings)
+    except TypeError as error:
+        raise ValueError(f"{config_file}: {error}") from None
+    train(model_config, config, options.output, resume=options.resume)
+    print(f"Written to {options.output}.")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from riemann_unlearn.evaluation import evaluate
+    from riemann_unlearn.report import evaluation_table
+
+    forget = options.forget or _forgotten_by(Path(options.model)) or [DEFAULT_FORGET]
+    report = evaluate(options.model, options.data, forget=forget)
+    report = {"model": options.model, "data": options.data, "forget": forget, **report}
+    print(json.dumps(report, indent=2) if options.json else evaluation_table(report))
+
+
+def _list(options: argparse.Namespace) -> None:
+    from dataclasses import fields
+
+    rows: list[dict[str, Any]]
+    if options.what == "models":
+        from riemann_unlearn.models import list_models
+
+        rows = [
+            {"name": m.name, "architecture": m.architecture, "description": m.description}
+            for m in list_models()
+        ]
+    elif options.what == "methods":
+        from riemann_unlearn.unlearning import list_methods
+
+        rows = [
+            {
+                "name": method.name,
+                "description": method.description,
+                "paper": method.paper,
+                "geometries": ", ".join(method.geometries),
+                "settings": ", ".join(f"{f.name}={f.default:g}" for f in fields(method)),  # type: ignore[arg-type]
+            }
+            for method in list_methods()
+        ]
+    else:
+        from riemann_unlearn.data import load
+
+        rows = [
+            {"category": c.category, "subcategory": c.subcategory, "name": c.name}
+            for c in load("emoji").taxonomy.concepts
+        ]
+    if options.json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        for row in rows:
+            print("  ".join(str(value) for value in row.values()))
+
+
+def _setting(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        equals = ""
+    if not equals:
+        raise ValueError(f"--set takes NAME=NUMBER, such as alpha=0.5; got {text!r}")
+    return name, number
+
+
+def _new_folder(method: str, forget: Sequence[str], seed: int) -> Path:
+    """A folder under runs/ that does not exist yet, named for what the run does."""
+    words = "".join(ch if ch.isalnum() else "-" for ch in "+".join(forget))
+    base = Path("runs") / f"{method}-{words[:60]}-seed{seed}"
+    folder, count = base, 1
+    while folder.exists():
+        count += 1
+        folder = base.with_name(f"{base.name}-{count}")
+    return folder
+
+
+def _forgotten_by(run: Path) -> list[str] | None:
+    """What the run in folder ``run`` forgot, if it is one."""
+    path = run / "metrics.json"
+    return list(json.loads(path.read_text())["forget"]) if path.is_file() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Random views of a batch of images: an affine map and a change of colour, both batched.
+
+A rendering of an emoji differs between vendors in size, placement, line weight and palette, and not
+in what it shows or in which direction it faces. So the views shift, scale, turn a little and recolour,
+and never mirror ("right arrow" would become "left arrow").
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_ROTATION = math.radians(15)
+LOG_SCALE_RANGE = (math.log(0.75), math.log(1.3))
+"""Magnification of the image; 1 leaves it as it is."""
+LOG_ASPECT = math.log(1.15)
+MAX_SHIFT = 0.12
+"""Largest shift along an axis, as a fraction of the image's side."""
+COLOUR_STRENGTH = 0.35
+"""Largest relative change of brightness, contrast, saturation and of each channel's gain."""
+GREY_PROBABILITY = 0.15
+
+
+def random_view(images: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """One random view of every image, resampled to ``size``.
+
+    Parameters
+    ----------
+    images : Tensor, shape (N, 3, H, W)
+        uint8, or floating point in [0, 1].
+    size : tuple of int
+        Height and width of the result.
+    generator : torch.Generator
+        Source of all randomness.
+
+    Returns
+    -------
+    Tensor, shape (N, 3, *size)
+        float32 in [0, 1]; what lies outside the original is white.
+
+    Examples
+    --------
+    >>> import torch
+    >>> images = torch.zeros(2, 3, 48, 48, dtype=torch.uint8)
+    >>> random_view(images, (64, 64), torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 3, 64, 64])
+    """
+    if not images.is_floating_point():
+        images = images.float() / 255
+    n = len(images)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        drawn = torch.rand(n, *shape, generator=generator)
+        return (low + (high - low) * drawn).to(images.device)
+
+    angle = uniform(-MAX_ROTATION, MAX_ROTATION)
+    zoom, aspect = uniform(*LOG_SCALE_RANGE), uniform(-LOG_ASPECT / 2, LOG_ASPECT / 2)
+    # affine_grid maps output coordinates to input ones, so a magnification divides.
+    width, height = torch.exp(aspect - zoom), torch.exp(-aspect - zoom)
+    theta = torch.stack(
+        [
+            torch.stack([angle.cos() * width, -angle.sin() * height], -1),
+            torch.stack([angle.sin() * width, angle.cos() * height], -1),
+        ],
+        1,
+    )
+    shift = uniform(-2 * MAX_SHIFT, 2 * MAX_SHIFT, 2, 1)  # grid coordinates span [-1, 1]
+    grid = F.affine_grid(torch.cat([theta, shift], -1), [n, 3, *size], align_corners=False)
+    # grid_sample pads with 0; resample 1 - image so that the padding is white.
+    views = 1 - F.grid_sample(1 - images, grid, mode="bilinear", align_corners=False)
+
+    strength = COLOUR_STRENGTH
+    gain = uniform(1 - strength, 1 + strength, 1, 1, 1)
+    contrast = uniform(1 - strength, 1 + strength, 1, 1, 1)
+    saturation = uniform(1 - strength, 1 + strength, 1, 1, 1)
+    saturation = torch.where(uniform(0, 1, 1, 1, 1) < GREY_PROBABILITY, 0.0, saturation)
+    tint = uniform(1 - strength / 2, 1 + strength / 2, 3, 1, 1)
+    grey = views.mean(1, keepdim=True)
+    views = (grey + saturation * (views - grey)) * tint
+    centre = views.mean((1, 2, 3), keepdim=True)
+    return ((centre + contrast * (views - centre)) * gain).clamp(0, 1)

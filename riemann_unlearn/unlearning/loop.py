@@ -1,0 +1,394 @@
+"""The loop that makes a model forget: it knows batches and the optimizer, and no method.
+
+A run: measure, take ``steps`` optimizer steps on batches of forget and retain pairs, measure again.
+Given a folder it is also a run directory, written file by file, each whole or absent:
+
+    config.yaml         what was asked
+    history.jsonl       one line a step: every loss term
+    checkpoint.pt       while running: what an interrupted run goes on from
+    metrics.json        before and after
+    model.safetensors   the model that has forgotten
+    report.html         the same for a reader
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import geoopt
+import torch
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+
+from riemann_unlearn.data import Dataset, Selection
+from riemann_unlearn.data import load as load_data
+from riemann_unlearn.data.batch import Batch, make_batch
+from riemann_unlearn.evaluation import evaluate
+from riemann_unlearn.io import atomic_write
+from riemann_unlearn.models import DualEncoder, save_model
+from riemann_unlearn.models import load as load_model
+from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
+from riemann_unlearn.unlearning.methods import DEFAULT_METHOD, Method, Step, create_method
+
+CONFIG_NAME = "config.yaml"
+METRICS_NAME = "metrics.json"
+HISTORY_NAME = "history.jsonl"
+CHECKPOINT_NAME = "checkpoint.pt"
+CHECKPOINT_EVERY = 25
+"""Steps between two checkpoints; one is also written when a run is interrupted."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run is asked to do; ``config.yaml`` holds exactly these fields."""
+
+    forget: Sequence[str]
+    model: str = "meru-emoji"
+    data: str = "emoji"
+    method: str = DEFAULT_METHOD
+    settings: Mapping[str, float] = field(default_factory=dict)
+    """Settings of the method that differ from its defaults."""
+    seed: int = 0
+    forget_batch: int = 64
+    retain_batch: int = 192
+
+    def __post_init__(self) -> None:
+        """Refuse values no run could use, before any work is done."""
+        if isinstance(self.forget, str) or not isinstance(self.forget, Sequence):
+            raise ValueError(f"forget must be a list of concepts, got {self.forget!r}")
+        object.__setattr__(self, "forget", tuple(map(str, self.forget)))
+        if not isinstance(self.settings, Mapping):
+            raise ValueError(f"settings must be a mapping, got {self.settings!r}")
+        for name in ("forget_batch", "retain_batch"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed must be a whole number of at least 0, got {self.seed!r}")
+
+
+@dataclass(frozen=True)
+class UnlearningResult:
+    """What :func:`unlearn` returns."""
+
+    model: DualEncoder
+    """The model that has forgotten, in evaluation mode."""
+    metrics: dict[str, Any]
+    """What ``metrics.json`` holds."""
+    history: list[dict[str, Any]]
+    """One record a step."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was interrupted; its message says at which step, and how to go on."""
+
+
+def unlearn(
+    model: str | Path | DualEncoder = "meru-emoji",
+    data: str | Path | Dataset = "emoji",
+    *,
+    forget: str | Sequence[str],
+    method: str = DEFAULT_METHOD,
+    settings: Mapping[str, float] | None = None,
+    seed: int = 0,
+    forget_batch: int = 64,
+    retain_batch: int = 192,
+    output: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> UnlearningResult:
+    """Make ``model`` forget concepts, and measure what it forgot and what it kept.
+
+    Parameters
+    ----------
+    model : str, Path or DualEncoder
+        A bundled model's name, a checkpoint, or a model. A model object is changed in place.
+    data : str, Path or Dataset
+        A bundled dataset's name, a folder of shards, or a dataset.
+    forget : str or sequence of str
+        Names, subcategories or categories of the data's taxonomy.
+    method : str
+        See :func:`riemann_unlearn.list_methods`.
+    settings : mapping, optional
+        Settings of the method that differ from its defaults, such as ``{"steps": 50}``.
+    seed : int
+        Decides batches, views and captions; with the same seed on the same machine the result is
+        bitwise the same.
+    forget_batch, retain_batch : int
+        Pairs of either kind in a batch.
+    output : str or Path, optional
+        Folder for the run directory; must be empty or missing unless ``resume`` is set.
+    resume : bool
+        Go on with the interrupted run in ``output``.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    UnlearningResult
+
+    Raises
+    ------
+    ValueError
+        Before any work: for an unknown concept, model, method or setting, for nothing or everything
+        to forget, for a method that does not fit the model's geometry, for an unusable ``output``.
+    RuntimeError
+        When the loss stops being finite.
+    Interrupted
+        On Ctrl-C; with ``output``, the run can be resumed.
+
+    Examples
+    --------
+    >>> import riemann_unlearn as ru
+    >>> result = ru.unlearn(forget="food-fruit", settings={"steps": 1}, progress=False)
+    >>> sorted(result.metrics["after"])
+    ['forget', 'heldout', 'retain']
+    """
+    config = RunConfig(
+        forget=(forget,) if isinstance(forget, str) else tuple(forget),
+        model=str(model) if isinstance(model, (str, Path)) else type(model).__name__,
+        data=data.name if isinstance(data, Dataset) else str(data),
+        method=method,
+        settings=dict(settings or {}),
+        seed=seed,
+        forget_batch=forget_batch,
+        retain_batch=retain_batch,
+    )
+    rules = create_method(config.method, config.settings)
+    dataset = data if isinstance(data, Dataset) else load_data(data)
+    selection = dataset.taxonomy.select(config.forget)
+    encoder = model if isinstance(model, DualEncoder) else load_model(model)
+    if encoder.geometry not in rules.geometries:
+        raise ValueError(
+            f"method {config.method!r} needs a model with a {' or '.join(rules.geometries)} "
+            f"geometry, and {config.model} is {encoder.geometry}"
+        )
+    folder = None if output is None else open_run_directory(output, config, resume)
+    run = _Run(encoder, dataset, selection, rules, config)
+    if folder is not None and (folder / CHECKPOINT_NAME).is_file():
+        run.load(folder / CHECKPOINT_NAME)
+    try:
+        run.steps(folder, progress)
+        metrics = run.metrics()
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted after {len(run.history)} of {rules.steps} steps; "
+            + (f"{folder} can be resumed" if folder else "without an output folder nothing was kept")
+        ) from None
+    if folder is not None:
+        save_model(encoder, folder / WEIGHTS_NAME)
+        atomic_write(folder / METRICS_NAME, json.dumps(metrics, indent=2) + "\n")
+        (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+    return UnlearningResult(encoder, metrics, run.history)
+
+
+class _Run:
+    """A run in progress: everything that moves, and the step that moves it."""
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        dataset: Dataset,
+        selection: Selection,
+        method: Method,
+        config: RunConfig,
+    ) -> None:
+        self.model = model.eval()  # batch statistics stay those of training
+        self.dataset, self.selection = dataset, selection
+        self.method, self.config = method, config
+        forget = selection.concepts[dataset.seen.concept]
+        self.forget_images, self.retain_images = forget.nonzero()[:, 0], (~forget).nonzero()[:, 0]
+        # τ, c and the feature scales define the space; fixed, they keep distances comparable.
+        trainable = [p for p in model.parameters() if p.ndim > 0]
+        self.optimizer = geoopt.optim.RiemannianAdam(trainable, lr=method.learning_rate)
+        self.trainable = trainable
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.history: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.before: dict[str, Any] | None = None
+
+    def steps(self, folder: Path | None, progress: bool) -> None:
+        """Take the steps that are left, keeping the checkpoint in ``folder`` up to date."""
+        started = time.perf_counter() - self.seconds
+        self.before = self.before or self._evaluate()
+        bar = tqdm(
+            total=self.method.steps,
+            initial=len(self.history),
+            desc=f"{self.method.name}: forget {', '.join(self.config.forget)}",
+            unit="step",
+            disable=None if progress else True,
+        )
+        with bar:
+            try:
+                while len(self.history) < self.method.steps:
+                    self.history.append(self._step())
+                    self.seconds = time.perf_counter() - started
+                    bar.update()
+                    if folder is not None and len(self.history) % CHECKPOINT_EVERY == 0:
+                        self.save(folder)
+            finally:  # at the end, on Ctrl-C, and on a loss that is no longer finite
+                if folder is not None and self.history:
+                    self.save(folder)
+
+    def _step(self) -> dict[str, Any]:
+        batch = make_batch(
+            self.dataset.seen, self._draw(), self.model.image_size, self.generator
+        )
+        terms = self.method.terms(self._encode(batch))
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            raise RuntimeError(
+                f"the loss became {loss.item()} at step {len(self.history) + 1}; "
+                "a smaller learning_rate, or smaller weights of the method's terms, mends it"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        gradients = torch.autograd.grad(loss, self.trainable, allow_unused=True)
+        for parameter, gradient in zip(self.trainable, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        return {
+            "step": len(self.history) + 1,
+            "loss": loss.item(),
+            **{name: value.item() for name, value in terms.items()},
+        }
+
+    def _draw(self) -> Tensor:
+        """Indices of a batch, forget pairs first; each part without replacement where it can be."""
+        parts = []
+        for pool, count in (
+            (self.forget_images, self.config.forget_batch),
+            (self.retain_images, self.config.retain_batch),
+        ):
+            parts.append(pool[torch.randperm(len(pool), generator=self.generator)[:count]])
+        return torch.cat(parts)
+
+    def _encode(self, batch: Batch) -> Step:
+        model, taxonomy = self.model, self.dataset.taxonomy
+        texts = model.encode_text(model.tokenize(batch.texts))
+        concept = batch.concept
+        return Step(
+            model=model,
+            image_features=model.encode_image(model.preprocess(batch.images)),
+            text_features={level: texts[pair.row] for level, pair in batch.pairings.items()},
+            caption_ids={level: pair.caption_ids for level, pair in batch.pairings.items()},
+            forget={
+                "name": self.selection.concepts[concept],
+                "subcategory": self.selection.subcategories[taxonomy.subcategory_of[concept]],
+                "category": self.selection.categories[taxonomy.category_of[concept]],
+            },
+        )
+
+    def _evaluate(self) -> dict[str, Any]:
+        return evaluate(self.model, self.dataset, forget=self.config.forget)
+
+    def metrics(self) -> dict[str, Any]:
+        """The contents of ``metrics.json``."""
+        started = time.perf_counter()
+        after = self._evaluate()
+        self.seconds += time.perf_counter() - started
+        taxonomy = self.dataset.taxonomy
+        return {
+            "method": self.config.method,
+            "model": self.config.model,
+            "data": self.config.data,
+            "forget": list(self.config.forget),
+            "seed": self.config.seed,
+            "seconds": round(self.seconds, 2),
+            "steps": self.method.steps,
+            "settings": asdict(self.method),  # type: ignore[call-overload]
+            "chance": {
+                "accuracy": 1 / len(taxonomy.subcategories),
+                "recall_at_1": 1 / len(taxonomy.concepts),
+                "recall_at_5": min(1.0, 5 / len(taxonomy.concepts)),
+                "parent_accuracy": 1 / len(taxonomy.categories),
+            },
+            "before": self.before,
+            "after": after,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint and the history so far."""
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "generator": self.generator.get_state(),
+                "history": self.history,
+                "seconds": self.seconds,
+                "before": self.before,
+            },
+            buffer,
+        )
+        atomic_write(folder / CHECKPOINT_NAME, buffer.getvalue())
+        lines = "".join(json.dumps(record) + "\n" for record in self.history)
+        atomic_write(folder / HISTORY_NAME, lines)
+
+    def load(self, path: Path) -> None:
+        """Go back to where the checkpoint was written."""
+        saved = torch.load(path, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.generator.set_state(saved["generator"])
+        self.history, self.seconds = saved["history"], saved["seconds"]
+        self.before = saved["before"]
+
+
+def open_run_directory(output: str | Path, config: RunConfig, resume: bool) -> Path:
+    """Make the run's folder and write its ``config.yaml``, or check that it can be gone on with.
+
+    Raises
+    ------
+    ValueError
+        When the folder cannot be written to, is not empty (without ``resume``), or holds a run that
+        is finished or was asked for something else (with ``resume``).
+    """
+    folder = Path(output)
+    if resume:
+        saved = read_config(folder / CONFIG_NAME)
+        if saved != config:
+            raise ValueError(f"{folder} holds a run with another configuration: {saved}")
+        if (folder / METRICS_NAME).is_file():
+            raise ValueError(f"the run in {folder} is finished; there is nothing to resume")
+        return folder
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty; resume the run in it, or choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / CONFIG_NAME, yaml.safe_dump(_plain(config), sort_keys=False))
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
+    return folder
+
+
+def read_config(path: str | Path, **overrides: Any) -> RunConfig:
+    """A run's configuration from a YAML file; ``overrides`` replace what the file says.
+
+    Raises
+    ------
+    ValueError
+        When the file is missing or unreadable, is no mapping, or has a key that means nothing.
+    """
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} must hold a mapping of settings, such as 'forget: [food-fruit]'")
+    known = [entry.name for entry in fields(RunConfig)]
+    if unknown := sorted(set(map(str, loaded)) - set(known)):
+        raise ValueError(f"{path} has an unknown key {unknown[0]!r}; known: {', '.join(known)}")
+    return RunConfig(**{**loaded, **overrides})
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    return {**asdict(config), "forget": list(config.forget), "settings": dict(config.settings)}

@@ -1,0 +1,47 @@
+"""Alignment Calibration: the loss of arXiv 2406.03603, applied at every level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from riemann_unlearn.losses import AlignmentCalibration
+from riemann_unlearn.unlearning.methods.base import Step, check_settings, setting
+
+
+@dataclass(frozen=True)
+class AC:
+    """Alignment Calibration (Wang et al. 2024) in the model's own similarity.
+
+    Cosine for a Euclidean model, negative geodesic distance for a hyperbolic one; without the cones
+    and the norm regularization that :class:`~riemann_unlearn.unlearning.methods.hac.HAC` adds.
+    """
+
+    name: ClassVar[str] = "ac"
+    description: ClassVar[str] = "Alignment Calibration"
+    paper: ClassVar[str] = "arXiv 2406.03603"
+    geometries: ClassVar[tuple[str, ...]] = ("euclidean", "hyperbolic")
+
+    learning_rate: float = setting(1e-4, 1e-8, 1.0, "of Riemannian Adam")
+    steps: int = setting(100, 1, 1_000_000, "optimizer steps")
+    epsilon: float = setting(1.0, 0, 1e4, "weight of all calibration terms")
+    alpha: float = setting(1.0, 0, 1e4, "weight of negative alignment calibration")
+    beta: float = setting(1.0, 0, 1e4, "weight of positive alignment calibration")
+    gamma: float = setting(1.0, 0, 1e4, "weight of performance preserving")
+
+    def __post_init__(self) -> None:
+        """Refuse settings outside their ranges."""
+        check_settings(self)
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        """AC's terms, summed over the levels."""
+        loss = AlignmentCalibration(
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            epsilon=self.epsilon,
+            geometry=step.model.geometry,
+        )
+        return step.sum_over_levels(loss)

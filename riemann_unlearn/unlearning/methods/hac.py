@@ -1,0 +1,54 @@
+"""Hyperbolic Alignment Calibration: the loss of arXiv 2503.15166, applied at every level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from riemann_unlearn.losses import HyperbolicAlignmentCalibration
+from riemann_unlearn.unlearning.methods.base import Step, check_settings, setting
+
+
+@dataclass(frozen=True)
+class HAC:
+    """Alignment Calibration on the hyperboloid, with entailment calibration and norm regularization.
+
+    The loss is :class:`riemann_unlearn.losses.HyperbolicAlignmentCalibration`, summed over the levels
+    of the taxonomy. A pair is a forget pair at the levels that are to be forgotten and a retain pair
+    above them: with the subcategory "food-fruit" forgotten, an apple unlearns "red apple" and "food
+    fruit", and keeps "food and drink".
+    """
+
+    name: ClassVar[str] = "hac"
+    description: ClassVar[str] = "Hyperbolic Alignment Calibration"
+    paper: ClassVar[str] = "arXiv 2503.15166"
+    geometries: ClassVar[tuple[str, ...]] = ("hyperbolic",)
+
+    learning_rate: float = setting(1e-4, 1e-8, 1.0, "of Riemannian Adam")
+    steps: int = setting(100, 1, 1_000_000, "optimizer steps")
+    epsilon: float = setting(1.0, 0, 1e4, "weight of all calibration terms")
+    alpha: float = setting(1.0, 0, 1e4, "weight of negative alignment calibration")
+    beta: float = setting(1.0, 0, 1e4, "weight of positive alignment calibration")
+    gamma: float = setting(1.0, 0, 1e4, "weight of performance preserving")
+    omega: float = setting(1.0, 0, 1e4, "weight of entailment calibration")
+    eta: float = setting(1.0, 0, 1e4, "weight of norm regularization")
+    entailment_weight: float = setting(0.2, 0, 1e4, "weight of the retain pairs' entailment")
+
+    def __post_init__(self) -> None:
+        """Refuse settings outside their ranges."""
+        check_settings(self)
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        """HAC's terms, summed over the levels."""
+        loss = HyperbolicAlignmentCalibration(
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            omega=self.omega,
+            eta=self.eta,
+            epsilon=self.epsilon,
+            entailment_weight=self.entailment_weight,
+        )
+        return step.sum_over_levels(loss)
