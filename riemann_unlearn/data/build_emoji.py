@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL
 from PIL import Image, features
 from tqdm import tqdm
 
@@ -68,8 +69,12 @@ class Vendor:
     attribution: str
 
 
-METADATA = Package("emoji-datasource", "16.0.0", "2006725061dc0098daa832d65f854a7bec0740af2eb47cb5b23d89f7e2c849f9")
-CLDR = Package("cldr-annotations-full", "48.2.0", "28576e51225deb51e3ddd734b0f824a0079682cb5d8c27faa9f68149317a14d1")
+METADATA = Package(
+    "emoji-datasource", "16.0.0", "2006725061dc0098daa832d65f854a7bec0740af2eb47cb5b23d89f7e2c849f9"
+)
+CLDR = Package(
+    "cldr-annotations-full", "48.2.0", "28576e51225deb51e3ddd734b0f824a0079682cb5d8c27faa9f68149317a14d1"
+)
 CLDR_DERIVED = Package(
     "cldr-annotations-derived-full",
     "48.2.0",
@@ -79,7 +84,11 @@ VENDORS = (
     Vendor(
         "noto",
         "seen",
-        Package("emoji-datasource-google", "16.0.0", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"),
+        Package(
+            "emoji-datasource-google",
+            "16.0.0",
+            "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+        ),
         "png",
         "Apache-2.0",
         "Noto Emoji, Google Inc.",
@@ -87,7 +96,11 @@ VENDORS = (
     Vendor(
         "twemoji",
         "seen",
-        Package("emoji-datasource-twitter", "16.0.0", "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877"),
+        Package(
+            "emoji-datasource-twitter",
+            "16.0.0",
+            "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
+        ),
         "png",
         "CC-BY-4.0",
         "Twemoji, Twitter, Inc. and other contributors",
@@ -95,7 +108,11 @@ VENDORS = (
     Vendor(
         "emojione",
         "seen",
-        Package("@iconify-json/emojione", "1.2.3", "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e"),
+        Package(
+            "@iconify-json/emojione",
+            "1.2.3",
+            "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
+        ),
         "iconify",
         "CC-BY-4.0",
         "EmojiOne 2, Ranks.com Inc.",
@@ -103,7 +120,11 @@ VENDORS = (
     Vendor(
         "noto-v1",
         "seen",
-        Package("@iconify-json/noto-v1", "1.2.5", "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37"),
+        Package(
+            "@iconify-json/noto-v1",
+            "1.2.5",
+            "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
+        ),
         "iconify",
         "Apache-2.0",
         "Noto Emoji (2013-2017 'blob' design), Google Inc.",
@@ -111,7 +132,11 @@ VENDORS = (
     Vendor(
         "fxemoji",
         "seen",
-        Package("@iconify-json/fxemoji", "1.2.2", "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef"),
+        Package(
+            "@iconify-json/fxemoji",
+            "1.2.2",
+            "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef",
+        ),
         "iconify",
         "Apache-2.0",
         "Firefox OS Emoji, Mozilla",
@@ -119,7 +144,9 @@ VENDORS = (
     Vendor(
         "fluent",
         "heldout",
-        Package("fluentui-emoji", "1.3.0", "ec892e607e854859b812c7d827801756adc19955b0ef56d4ae8afcddd19492c5"),
+        Package(
+            "fluentui-emoji", "1.3.0", "ec892e607e854859b812c7d827801756adc19955b0ef56d4ae8afcddd19492c5"
+        ),
         "svg",
         "MIT",
         "Fluent Emoji, Microsoft Corporation",
@@ -190,7 +217,7 @@ def build(packages: Path, output: Path) -> dict[str, Any]:
         "shards": shards,
         "metadata": [asdict(package) for package in (METADATA, CLDR, CLDR_DERIVED)],
         "tools": {
-            "pillow": Image.__version__,
+            "pillow": PIL.__version__,
             "libwebp": features.version("webp"),
             "resvg_py": resvg_py.__version__,
             "zlib": features.version("zlib"),

@@ -136,8 +136,7 @@ def _heldout(folder: Path, shards: list[Path]) -> set[str]:
         return {name for name, entry in entries.items() if entry["split"] == "heldout"}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(
-            f"{manifest} is not a manifest: expected "
-            '{"shards": {FILE: {"split": "seen" or "heldout"}}}'
+            f'{manifest} is not a manifest: expected {{"shards": {{FILE: {{"split": "seen" or "heldout"}}}}}}'
         ) from None
 
 

@@ -92,9 +92,7 @@ class Taxonomy:
         self.subcategory_of = torch.tensor(
             [subcategory_index[c.subcategory] for c in self.concepts], dtype=torch.long
         )
-        self.category_of = torch.tensor(
-            [category_index[c.category] for c in self.concepts], dtype=torch.long
-        )
+        self.category_of = torch.tensor([category_index[c.category] for c in self.concepts], dtype=torch.long)
 
     def select(self, queries: Sequence[str]) -> Selection:
         """What ``queries`` name: concepts, subcategories or categories, in any mixture.
@@ -115,10 +113,7 @@ class Taxonomy:
         chosen = torch.zeros(len(self.concepts), dtype=torch.bool)
         levels = (
             {c.name: torch.tensor([i]) for i, c in enumerate(self.concepts)},
-            {
-                name: (self.subcategory_of == i).nonzero()[:, 0]
-                for i, name in enumerate(self.subcategories)
-            },
+            {name: (self.subcategory_of == i).nonzero()[:, 0] for i, name in enumerate(self.subcategories)},
             {name: (self.category_of == i).nonzero()[:, 0] for i, name in enumerate(self.categories)},
         )
         known: dict[str, Tensor] = {}
@@ -127,16 +122,14 @@ class Taxonomy:
                 known.setdefault(name, rows)
         folded = {name.casefold(): name for name in reversed(known)}
         for query in queries:
-            name = query if query in known else folded.get(query.strip().casefold())
-            if name is None:
+            found = query if query in known else folded.get(query.strip().casefold())
+            if found is None:
                 close = difflib.get_close_matches(query, known, n=3, cutoff=0.5)
-                hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+                hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
                 raise UnknownConceptError(
-                    f"no concept {query!r}{hint} 'riemann-unlearn list concepts' shows all of them"
-                    if hint
-                    else f"no concept {query!r}; 'riemann-unlearn list concepts' shows all of them"
+                    f"no concept {query!r}; {hint}'riemann-unlearn list concepts' shows all of them"
                 )
-            chosen[known[name]] = True
+            chosen[known[found]] = True
         if chosen.all():
             raise ValueError("this would forget every concept; nothing would be left to retain")
         return Selection(

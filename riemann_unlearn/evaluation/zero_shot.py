@@ -32,7 +32,7 @@ def encode_images(model: DualEncoder, images: Tensor) -> Tensor:
     """Features of raw ``images``, shape (N, D), in evaluation mode and in chunks."""
     was_training = model.training
     model.eval()
-    chunks = [model.encode_image(model.preprocess(chunk)) for chunk in images.split(_CHUNK)]
+    chunks = [model.encode_image(model.preprocess(chunk)) for chunk in torch.split(images, _CHUNK)]
     model.train(was_training)
     return torch.cat(chunks)
 
@@ -42,7 +42,7 @@ def encode_texts(model: DualEncoder, texts: Sequence[str]) -> Tensor:
     """Features of ``texts``, shape (N, D), in evaluation mode and in chunks."""
     was_training = model.training
     model.eval()
-    chunks = [model.encode_text(tokens) for tokens in model.tokenize(texts).split(_CHUNK)]
+    chunks = [model.encode_text(tokens) for tokens in torch.split(model.tokenize(texts), _CHUNK)]
     model.train(was_training)
     return torch.cat(chunks)
 
@@ -71,7 +71,7 @@ def ranks(model: DualEncoder, image_features: Tensor, text_features: Tensor, own
         When a similarity is NaN: a broken model must not pass for one that has forgotten.
     """
     found = []
-    for features, target in zip(image_features.split(_CHUNK), own.split(_CHUNK), strict=True):
+    for features, target in zip(torch.split(image_features, _CHUNK), torch.split(own, _CHUNK), strict=True):
         similarity = model.similarity(features, text_features)
         if similarity.isnan().any():
             raise ValueError(
@@ -83,9 +83,7 @@ def ranks(model: DualEncoder, image_features: Tensor, text_features: Tensor, own
     return torch.cat(found)
 
 
-def zero_shot(
-    model: DualEncoder, data: ImageTextData, groups: dict[str, Tensor] | None = None
-) -> Any:
+def zero_shot(model: DualEncoder, data: ImageTextData, groups: dict[str, Tensor] | None = None) -> Any:
     """Accuracy and recall of ``model`` on ``data``, overall or by group of images.
 
     For an image whose concept is in subcategory p and category q:

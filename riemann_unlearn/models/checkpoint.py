@@ -174,6 +174,4 @@ def _find_vocabulary(bpe_path: str, folder: Path | None) -> Path:
     for candidate in ([folder / bpe_path] if folder else []) + [_BUNDLED / bpe_path]:
         if candidate.is_file():
             return candidate
-    raise ValueError(
-        f"vocabulary file {bpe_path!r} was found neither in {folder} nor among the bundled ones"
-    )
+    raise ValueError(f"vocabulary file {bpe_path!r} was found neither in {folder} nor among the bundled ones")

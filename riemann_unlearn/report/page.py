@@ -53,12 +53,10 @@ def write_report(folder: str | Path, result: UnlearningResult) -> Path:
 def _page(metrics: dict[str, Any], history: list[dict[str, Any]]) -> str:
     title = f"Forget {', '.join(metrics['forget'])}"
     tables = "".join(
-        f"<h2>{escape(split.capitalize())}</h2>{_table(rows)}"
-        for split, rows in metric_rows(metrics).items()
+        f"<h2>{escape(split.capitalize())}</h2>{_table(rows)}" for split, rows in metric_rows(metrics).items()
     )
     settings = "".join(
-        f"<tr><td>{escape(name)}</td><td>{value:g}</td></tr>"
-        for name, value in metrics["settings"].items()
+        f"<tr><td>{escape(name)}</td><td>{value:g}</td></tr>" for name, value in metrics["settings"].items()
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>

@@ -199,7 +199,7 @@ def _run_epoch(state: _State, dataset: Dataset, bar: tqdm[Any]) -> dict[str, flo
     model.train()
     sums: dict[str, float] = {}
     order = torch.randperm(len(dataset.seen), generator=state.generator)
-    for indices in order.split(config.batch_size):
+    for indices in torch.split(order, config.batch_size):
         batch = make_batch(dataset.seen, indices, model.image_size, state.generator)
         terms = training_loss(model, batch, config)
         loss = torch.stack(list(terms.values())).sum()

@@ -238,9 +238,7 @@ class _Run:
                     self.save(folder)
 
     def _step(self) -> dict[str, Any]:
-        batch = make_batch(
-            self.dataset.seen, self._draw(), self.model.image_size, self.generator
-        )
+        batch = make_batch(self.dataset.seen, self._draw(), self.model.image_size, self.generator)
         terms = self.method.terms(self._encode(batch))
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):

@@ -54,8 +54,16 @@ class Method(Protocol):
     description: ClassVar[str]
     paper: ClassVar[str]
     geometries: ClassVar[tuple[str, ...]]
-    learning_rate: float
-    steps: int
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the optimizer."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Number of optimizer steps."""
+        ...
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         """The weighted loss terms of one step, named ``..._loss``; their sum is the loss."""
