@@ -200,7 +200,7 @@ def build(packages: Path, output: Path) -> dict[str, Any]:
                 "category": concept.category,
                 "vendor": vendor.name,
             }
-            samples.append((f"{vendor.name}-{concept.key}", _encode(image), metadata))
+            samples.append((f"{vendor.name}-{concept.key}", encode_webp(image), metadata))
         content = write_shard(samples)
         atomic_write(output / file_name, content)
         shards[file_name] = {
@@ -342,12 +342,12 @@ def _rasterize(svg: str) -> Image.Image:
     return Image.open(io.BytesIO(bytes(png)))
 
 
-def _encode(image: Image.Image) -> bytes:
+def encode_webp(image: Image.Image, size: int = IMAGE_SIZE) -> bytes:
     """On white, filtered down to the dataset's size, as WebP."""
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     white.alpha_composite(image)
-    small = white.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
+    small = white.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=WEBP_QUALITY, method=6)
     return buffer.getvalue()

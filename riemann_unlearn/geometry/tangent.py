@@ -61,15 +61,13 @@ def dist(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
     root = sqrt_c(c, v1)
     r1, u1 = _polar(v1, root)
     r2, u2 = _polar(v2, root)
-    # Where one point is the origin its direction is arbitrary and sinh r = 0 removes it from the
-    # value, but not from the gradient: there d(|v1-v2|) is the whole answer, so take it from there.
-    at_origin = (r1 == 0) | (r2 == 0)
+    # Near the origin space is flat: d = |v1-v2|(1 + O(r²)) to rounding, with nothing to underflow. Where
+    # one point is the origin that is exact, and carries the gradient that sinh r = 0 would swallow.
+    flat = (r1 == 0) | (r2 == 0) | (r1 + r2 < torch.finfo(r1.dtype).eps ** 0.5)
+    straight = _norm(torch.where(flat[..., None], v1 - v2, 0.0))[..., 0]
     w = (u1 - u2).square().sum(-1) / 4
-    return torch.where(
-        at_origin,
-        torch.linalg.vector_norm(torch.where(at_origin[..., None], v1 - v2, 0.0), dim=-1),
-        _distance(r1, r2, torch.where(at_origin, 1.0, w)) / root,
-    )
+    curved = _distance(*(torch.where(flat, 1.0, value) for value in (r1, r2, w)))
+    return torch.where(flat, straight, curved / root)
 
 
 def cdist(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
@@ -117,8 +115,7 @@ def dist0(v: Tensor, c: Curvature) -> Tensor:
     >>> dist0(torch.tensor([3.0, 4.0]), c=2.0)
     tensor(5.)
     """
-    radius: Tensor = torch.linalg.vector_norm(widen(v), dim=-1)
-    return radius
+    return _norm(widen(v))[..., 0]
 
 
 def half_aperture(v: Tensor, c: Curvature, min_radius: float = 0.1) -> Tensor:
@@ -148,7 +145,7 @@ def half_aperture(v: Tensor, c: Curvature, min_radius: float = 0.1) -> Tensor:
     tensor(1.5708)
     """
     v = widen(v)
-    r = sqrt_c(c, v) * torch.linalg.vector_norm(v, dim=-1)
+    r = sqrt_c(c, v) * _norm(v)[..., 0]
     open_ = r <= math.asinh(2 * min_radius)
     r = torch.where(open_, 1.0 + math.asinh(2 * min_radius), r)
     # Everything times e^-r: sinh r becomes (1 - e^-2r)/2, and nothing overflows.
@@ -227,14 +224,10 @@ def _distance(r1: Tensor, r2: Tensor, w: Tensor) -> Tensor:
     radial = torch.where(gap > 0, gap, 1.0)
     # log sinh²(gap/2) and log(sinh r1 sinh r2 w), each -inf where its term vanishes.
     log_radial = radial + 2 * torch.log(-torch.expm1(-radial)) - math.log(4)
-    turned = far & (w > 0)
+    turned = far & (w > 0) & (r1 > 0) & (r2 > 0)
     a, b = torch.where(turned, r1, 1.0), torch.where(turned, r2, 1.0)
-    log_turn = (
-        a
-        + b
-        + torch.log(torch.expm1(-2 * a) * torch.expm1(-2 * b) * torch.where(turned, w, 1.0))
-        - math.log(4)
-    )
+    log_turn = a + torch.log(-torch.expm1(-2 * a)) + b + torch.log(-torch.expm1(-2 * b)) - math.log(4)
+    log_turn = log_turn + torch.log(torch.where(turned, w, 1.0))
     log_q = torch.where(
         gap > 0,
         torch.where(turned, torch.logaddexp(log_radial, log_turn), log_radial),
@@ -254,13 +247,16 @@ def _distance(r1: Tensor, r2: Tensor, w: Tensor) -> Tensor:
 
 def _polar(v: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
     """Radius √c·|v| and unit vector; the zero vector has radius 0 and the zero vector as direction."""
-    # Scaled by the largest component, so that no square under- or overflows.
+    norm = _norm(v)
+    return root * norm[..., 0], v / torch.where(norm > 0, norm, 1.0)
+
+
+def _norm(v: Tensor) -> Tensor:
+    """Euclidean norm over the last dimension, kept; no square in it under- or overflows."""
     largest = v.detach().abs().amax(-1, keepdim=True)
     scale = torch.where(largest > 0, largest, 1.0)
-    scaled = v / scale
-    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    unit = scaled / torch.where(norm > 0, norm, 1.0)
-    return root * (norm * scale)[..., 0], unit
+    norm: Tensor = torch.linalg.vector_norm(v / scale, dim=-1, keepdim=True) * scale
+    return norm
 
 
 def sqrt_c(c: Curvature, like: Tensor) -> Tensor:
