@@ -11,6 +11,7 @@ import argparse
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ DEFAULT_FORGET = "food-fruit"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
+    # geoopt's import, not the user's concern.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     # A polite kill is an interruption like Ctrl-C: the run keeps its checkpoint and says so.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -221,7 +224,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     forget = options.forget or _forgotten_by(Path(options.model)) or [DEFAULT_FORGET]
     report = evaluate(options.model, options.data, forget=forget)
-    report = {"model": options.model, "data": options.data, "forget": forget, **report}
+    report = {"model": options.model, "data": options.data, "forgotten": forget, **report}
     print(json.dumps(report, indent=2) if options.json else evaluation_table(report))
 
 

@@ -1,6 +1,39 @@
-"""Lorentz geometry that stays finite: tangent-space functions, and the way to points and back."""
+"""Lorentz geometry that stays finite.
+
+:mod:`~riemann_unlearn.geometry.tangent` works straight from tangent vectors at the origin, which is what
+encoders emit; the functions here work on points in space components.
+"""
 
 from riemann_unlearn.geometry import tangent
-from riemann_unlearn.geometry.space import expmap0, from_ambient, logmap0, to_ambient
+from riemann_unlearn.geometry.manifold import Lorentz
+from riemann_unlearn.geometry.maps import expmap, expmap0, logmap, logmap0, parallel_transport
+from riemann_unlearn.geometry.space import (
+    arcosh,
+    arcosh1p,
+    cdist,
+    dist,
+    dist0,
+    exterior_angle,
+    from_ambient,
+    half_aperture,
+    to_ambient,
+)
 
-__all__ = ["expmap0", "from_ambient", "logmap0", "tangent", "to_ambient"]
+__all__ = [
+    "Lorentz",
+    "arcosh",
+    "arcosh1p",
+    "cdist",
+    "dist",
+    "dist0",
+    "expmap",
+    "expmap0",
+    "exterior_angle",
+    "from_ambient",
+    "half_aperture",
+    "logmap",
+    "logmap0",
+    "parallel_transport",
+    "tangent",
+    "to_ambient",
+]

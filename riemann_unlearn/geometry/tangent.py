@@ -1,35 +1,32 @@
 r"""Lorentz geometry straight from tangent vectors at the origin: what an encoder emits.
 
 A vector ``v`` of shape (..., D) stands for the point ``expmap0(v)`` of the hyperboloid of curvature -c.
-With :math:`r = \sqrt c\,|v|` and :math:`u = v/|v|` everything the losses need is a function of two radii
-and of the angle θ at the origin, through :math:`w = \sin^2(θ/2) = |u_1 - u_2|^2/4`:
+With :math:`r = \sqrt c\,|v|` everything the losses need is a function of two radii and of the angle θ at
+the origin:
 
 .. math::
 
-    \sinh^2(\sqrt c\, d/2) &= \sinh^2\tfrac{r_1-r_2}{2} + \sinh r_1 \sinh r_2\; w \\
+    \sinh^2(\sqrt c\, d/2) &= \sinh^2\tfrac{r_1-r_2}{2} + \sinh r_1 \sinh r_2 \sin^2\tfrac θ2 \\
     \mathrm{ext}_1 &= \operatorname{atan2}(\sinh r_2 \sin θ,\;
-        \sinh(r_2-r_1) - 2 \sinh r_2 \cosh r_1\, w) \\
+        \sinh(r_2-r_1) - 2 \sinh r_2 \cosh r_1 \sin^2\tfrac θ2) \\
     \mathrm{aper} &= \operatorname{asin}(\min(1,\, 2K/\sinh r))
 
-Both terms of the first line are non-negative, so nothing cancels. Far out, where sinh overflows, the
-same expressions are taken in logarithms or scaled by :math:`e^{-(r_1+r_2)}`, so there is no radius at
-which a value or a gradient stops being finite.
-
-Half-precision features are computed in float32, also under autocast. The distance is not differentiable
-where its arguments coincide; the gradient there is the subgradient 0.
+There is no radius at which a value or a gradient stops being finite. Half-precision features give
+float32, also under autocast; float32 features are computed in float64 except in the matrix product of
+:func:`cdist` (see :mod:`riemann_unlearn.geometry.precision`). The distance is not differentiable where its
+arguments coincide; the gradient there is the subgradient 0.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-Curvature = float | Tensor
+from riemann_unlearn.geometry import triangle as tri
+from riemann_unlearn.geometry.pairwise import FixNear, pairwise
+from riemann_unlearn.geometry.precision import Curvature, length, result_dtype, sqrt_c, working
 
-_DIRECT_LIMIT = 40.0
-"""Up to r₁+r₂ = 40, sinh r₁·sinh r₂ ≤ e⁴⁰/4 ≈ 6e16 and its square root's derivatives fit float32."""
+__all__ = ["cdist", "dist", "dist0", "exterior_angle", "half_aperture"]
 
 
 def dist(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
@@ -45,8 +42,16 @@ def dist(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
     Returns
     -------
     Tensor, shape (...)
-        Geodesic length :math:`\sqrt c\,d = 2\operatorname{asinh}\sqrt{\sinh^2((r_1-r_2)/2) +
-        \sinh r_1 \sinh r_2\, w}`, divided by :math:`\sqrt c`. Exactly 0 for equal arguments.
+        Geodesic length :math:`\frac{2}{\sqrt c}\operatorname{asinh}\sqrt{\sinh^2((r_1-r_2)/2) +
+        \sinh r_1 \sinh r_2 \sin^2(θ/2)}`. Exactly 0 for equal arguments. float32 results are right to
+        one unit in the last place for r ≤ 40.
+
+    Raises
+    ------
+    TypeError
+        For vectors that are not floating point.
+    ValueError
+        For a number ``c`` that is not positive.
 
     Examples
     --------
@@ -57,53 +62,50 @@ def dist(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
     >>> dist(v, 3 * v, c=1.0).tolist()          # along a ray, tangent lengths subtract
     [2.0, 4.0]
     """
-    v1, v2 = widen(v1), widen(v2)
-    root = sqrt_c(c, v1)
-    r1, u1 = _polar(v1, root)
-    r2, u2 = _polar(v2, root)
-    # Near the origin space is flat: d = |v1-v2|(1 + O(r²)) to rounding, with nothing to underflow. Where
-    # one point is the origin that is exact, and carries the gradient that sinh r = 0 would swallow.
-    flat = (r1 == 0) | (r2 == 0) | (r1 + r2 < torch.finfo(r1.dtype).eps ** 0.5)
-    straight = _norm(torch.where(flat[..., None], v1 - v2, 0.0))[..., 0]
-    w = (u1 - u2).square().sum(-1) / 4
-    curved = _distance(*(torch.where(flat, 1.0, value) for value in (r1, r2, w)))
-    return torch.where(flat, straight, curved / root)
+    t, root = _triangle(v1, v2, c)
+    return (tri.side(t) / root).to(result_dtype(v1, v2))
 
 
-def cdist(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
+def cdist(v1: Tensor, v2: Tensor, c: Curvature, *, fix_near: FixNear = "none") -> Tensor:
     r"""Geodesic distance of every row of ``v1`` to every row of ``v2``.
 
-    The angles come from one matrix product of unit vectors, whose rounding leaves an absolute error of
-    about one unit roundoff ε in :math:`1 - u_1·u_2`. So a distance well above
-    :math:`\sqrt{ε \sinh r_1 \sinh r_2}` is accurate to rounding and one below it is not: in float32 two
-    *coincident* points may come out at 6e-4, 6e-3 and 0.1 apart for r = 1, 3 and 6. Where the distance of
-    a near pair matters, such as a matched image and text, take it from :func:`dist`.
+    The angles come from one matrix product of unit vectors in the dtype of the features, whose rounding
+    leaves an absolute error of about one ε in :math:`1 - u_1·u_2`. So a distance well above
+    :math:`\sqrt{ε \sinh r_1 \sinh r_2}` (in units of the curvature radius) is accurate to rounding and
+    one below it is not: in float32 two *coincident* points may come out at 6e-4, 6e-3 and 0.1 apart for
+    r = 1, 3 and 6. ``fix_near`` replaces what the product cannot resolve by the elementwise :func:`dist`.
 
     Parameters
     ----------
     v1 : Tensor, shape (..., N, D)
     v2 : Tensor, shape (..., M, D)
-        Tangent vectors at the origin.
+        Tangent vectors at the origin; the leading shapes broadcast.
     c : float or Tensor
         Curvature magnitude, c > 0; a scalar.
+    fix_near : "none", "diagonal" or "all"
+        Which near pairs are made accurate. "diagonal": row i against row i (N = M), static shapes, linear
+        cost. "all": every pair that rounding could move by more than 32 ε relatively; their number
+        decides time and memory, and finding them synchronizes with the device.
 
     Returns
     -------
     Tensor, shape (..., N, M)
+
+    Raises
+    ------
+    ValueError
+        For an unknown ``fix_near``, "diagonal" with N ≠ M, or a number ``c`` that is not positive.
 
     Examples
     --------
     >>> import torch
     >>> cdist(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), c=1.0)
     tensor([[5.]])
+    >>> v = torch.tensor([[2.0, 1.0], [1.0, 5.0]])
+    >>> cdist(v, v, c=1.0, fix_near="diagonal").diagonal()
+    tensor([0., 0.])
     """
-    v1, v2 = widen(v1), widen(v2)
-    root = sqrt_c(c, v1)
-    r1, u1 = _polar(v1, root)
-    r2, u2 = _polar(v2, root)
-    with torch.autocast(v1.device.type, enabled=False):
-        w = ((1 - u1 @ u2.mT) / 2).clamp(0, 1)
-    return _distance(r1[..., :, None], r2[..., None, :], w) / root
+    return pairwise(v1, v2, c, lambda n: n, dist, fix_near)
 
 
 def dist0(v: Tensor, c: Curvature) -> Tensor:
@@ -115,7 +117,7 @@ def dist0(v: Tensor, c: Curvature) -> Tensor:
     >>> dist0(torch.tensor([3.0, 4.0]), c=2.0)
     tensor(5.)
     """
-    return _norm(widen(v))[..., 0]
+    return length(working(v)).to(result_dtype(v))
 
 
 def half_aperture(v: Tensor, c: Curvature, min_radius: float = 0.1) -> Tensor:
@@ -136,7 +138,7 @@ def half_aperture(v: Tensor, c: Curvature, min_radius: float = 0.1) -> Tensor:
     Returns
     -------
     Tensor, shape (...)
-        In (0, π/2].
+        In [0, π/2].
 
     Examples
     --------
@@ -144,14 +146,10 @@ def half_aperture(v: Tensor, c: Curvature, min_radius: float = 0.1) -> Tensor:
     >>> half_aperture(torch.zeros(2), c=1.0)
     tensor(1.5708)
     """
-    v = widen(v)
-    r = sqrt_c(c, v) * _norm(v)[..., 0]
-    open_ = r <= math.asinh(2 * min_radius)
-    r = torch.where(open_, 1.0 + math.asinh(2 * min_radius), r)
+    wide = working(v)
+    r = sqrt_c(c, wide) * length(wide)
     # Everything times e^-r: sinh r becomes (1 - e^-2r)/2, and nothing overflows.
-    sinh, k = -torch.expm1(-2 * r) / 2, 2 * min_radius * torch.exp(-r)
-    angle = torch.atan2(k, torch.sqrt((sinh - k) * (sinh + k)))
-    return torch.where(open_, math.pi / 2, angle)
+    return tri.aperture(-torch.expm1(-2 * r) / 2, 2 * min_radius * torch.exp(-r)).to(result_dtype(v))
 
 
 def exterior_angle(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
@@ -172,7 +170,7 @@ def exterior_angle(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
     -------
     Tensor, shape (...)
         In [0, π]; 0 with gradient 0 where point 1 is the origin or the points coincide, for there is
-        no angle there.
+        no angle there. On the ray through point 1, where the angle has a kink, the gradient is 0.
 
     Examples
     --------
@@ -181,95 +179,11 @@ def exterior_angle(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
     >>> exterior_angle(v, 2 * v, c=1.0), exterior_angle(v, 0.5 * v, c=1.0)
     (tensor(0.), tensor(3.1416))
     """
-    v1, v2 = widen(v1), widen(v2)
-    root = sqrt_c(c, v1)
-    r1, u1 = _polar(v1, root)
-    r2, u2 = _polar(v2, root)
-    difference = u1 - u2
-    chord = torch.linalg.vector_norm(difference, dim=-1)
-    w = difference.square().sum(-1) / 4
-    sin_theta = chord * torch.linalg.vector_norm(u1 + u2, dim=-1) / 2
-    # Both arguments of atan2 times 2 e^-r2, divided by cosh r1 ~ e^r1 where that is large.
-    grown = -torch.expm1(-2 * r2)  # 2 e^-r2 sinh r2
-    damped = torch.exp(-r1)
-    across = grown * sin_theta * damped
-    cosh = (1 + damped.square()) / 2
-    # sinh(r2-r1) e^-r2 e^-r1: the bracket is in (-1, 1] on either side of r1 = r2.
-    gap = r2 - r1
-    along = torch.where(
-        gap >= 0,
-        -torch.expm1(-2 * gap.clamp(min=0)) * damped.square(),
-        torch.expm1(2 * gap.clamp(max=0)) * torch.exp(-2 * r2),
-    )
-    along = along - 2 * grown * cosh * w
-    undefined = (r1 == 0) | ((across == 0) & (along == 0))
-    return torch.where(
-        undefined,
-        0.0,
-        torch.atan2(torch.where(undefined, 0.0, across), torch.where(undefined, 1.0, along)),
-    )
+    t, _ = _triangle(v1, v2, c)
+    return tri.exterior_angle(t).to(result_dtype(v1, v2))
 
 
-def _distance(r1: Tensor, r2: Tensor, w: Tensor) -> Tensor:
-    """√c·d from radii and w = sin²(θ/2); 0 with gradient 0 where it vanishes."""
-    direct = r1 + r2 <= _DIRECT_LIMIT
-    a, b = torch.where(direct, r1, 0.0), torch.where(direct, r2, 0.0)
-    q = torch.sinh((a - b) / 2).square() + torch.sinh(a) * torch.sinh(b) * w
-    apart = q > 0
-    near = torch.where(apart, 2 * torch.asinh(torch.sqrt(torch.where(apart, q, 1.0))), 0.0)
-    if r1.device.type == "cpu" and not torch.compiler.is_compiling() and bool(direct.all()):
-        return near  # the usual case, at a third of the cost; elsewhere looking would synchronize
-    far = ~direct
-    gap = torch.where(far, (r1 - r2).abs(), 1.0)
-    radial = torch.where(gap > 0, gap, 1.0)
-    # log sinh²(gap/2) and log(sinh r1 sinh r2 w), each -inf where its term vanishes.
-    log_radial = radial + 2 * torch.log(-torch.expm1(-radial)) - math.log(4)
-    turned = far & (w > 0) & (r1 > 0) & (r2 > 0)
-    a, b = torch.where(turned, r1, 1.0), torch.where(turned, r2, 1.0)
-    log_turn = a + torch.log(-torch.expm1(-2 * a)) + b + torch.log(-torch.expm1(-2 * b)) - math.log(4)
-    log_turn = log_turn + torch.log(torch.where(turned, w, 1.0))
-    log_q = torch.where(
-        gap > 0,
-        torch.where(turned, torch.logaddexp(log_radial, log_turn), log_radial),
-        torch.where(turned, log_turn, 0.0),
-    )
-    # asinh(e^(q/2)) = q/2 + log(1 + √(1+e^-q)) for q > 0, and as it stands for q <= 0.
-    large = log_q > 0
-    up, down = torch.where(large, log_q, 1.0), torch.where(large, 0.0, log_q)
-    distance = torch.where(
-        large,
-        up + 2 * torch.log1p(torch.sqrt(1 + torch.exp(-up))),
-        2 * torch.asinh(torch.exp(down / 2)),
-    )
-    same = far & (gap == 0) & ~turned
-    return torch.where(direct, near, torch.where(same, 0.0, distance))
-
-
-def _polar(v: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-    """Radius √c·|v| and unit vector; the zero vector has radius 0 and the zero vector as direction."""
-    norm = _norm(v)
-    return root * norm[..., 0], v / torch.where(norm > 0, norm, 1.0)
-
-
-def _norm(v: Tensor) -> Tensor:
-    """Euclidean norm over the last dimension, kept; no square in it under- or overflows."""
-    largest = v.detach().abs().amax(-1, keepdim=True)
-    scale = torch.where(largest > 0, largest, 1.0)
-    norm: Tensor = torch.linalg.vector_norm(v / scale, dim=-1, keepdim=True) * scale
-    return norm
-
-
-def sqrt_c(c: Curvature, like: Tensor) -> Tensor:
-    """√c as a tensor of ``like``'s dtype; ValueError for a number that is not positive."""
-    if isinstance(c, Tensor):
-        return c.to(like.dtype).sqrt()
-    if not c > 0:
-        raise ValueError(f"the curvature magnitude c must be positive, got {c}")
-    return torch.tensor(math.sqrt(c), dtype=like.dtype, device=like.device)
-
-
-def widen(v: Tensor) -> Tensor:
-    """At least float32: half precision has no digits to spare for geometry."""
-    if not v.is_floating_point():
-        raise TypeError(f"expected floating-point vectors, got {v.dtype}")
-    return v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
+def _triangle(v1: Tensor, v2: Tensor, c: Curvature) -> tuple[tri.Triangle, Tensor]:
+    a, b = working(v1), working(v2)
+    root = sqrt_c(c, a)
+    return tri.triangle(a, b, root, lambda n: n, lambda gap, _: gap), root

@@ -10,7 +10,7 @@ import geoopt
 import torch
 from torch import Tensor, nn
 
-from riemann_unlearn.geometry.tangent import Curvature
+from riemann_unlearn.geometry.precision import Curvature
 from riemann_unlearn.losses import functional
 from riemann_unlearn.losses.checks import check_batch
 from riemann_unlearn.losses.similarity import Hyperbolic, similarity

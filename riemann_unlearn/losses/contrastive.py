@@ -5,7 +5,7 @@ from __future__ import annotations
 import geoopt
 from torch import Tensor, nn
 
-from riemann_unlearn.geometry.tangent import Curvature
+from riemann_unlearn.geometry.precision import Curvature
 from riemann_unlearn.losses import functional
 from riemann_unlearn.losses.checks import check_batch
 from riemann_unlearn.losses.similarity import similarity

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry import tangent
-from riemann_unlearn.geometry.tangent import Curvature
+from riemann_unlearn.geometry.precision import Curvature
 from riemann_unlearn.losses.similarity import Similarity
 
 

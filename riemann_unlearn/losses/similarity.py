@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from riemann_unlearn.geometry import from_ambient, logmap0, tangent
-from riemann_unlearn.geometry.tangent import Curvature, widen
+from riemann_unlearn.geometry.precision import Curvature, widen
 
 
 class Similarity(Protocol):

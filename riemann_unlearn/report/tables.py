@@ -69,9 +69,9 @@ def evaluation_table(report: dict[str, Any]) -> str:
     Parameters
     ----------
     report : dict
-        As :func:`riemann_unlearn.evaluate` returns it, with ``model`` and ``forget`` added.
+        As :func:`riemann_unlearn.evaluate` returns it, with ``model`` and ``forgotten`` (what counts as such) added.
     """
-    lines = [f"{report['model']}; forget means {', '.join(report['forget'])}"]
+    lines = [f"{report['model']}; forget means {', '.join(report['forgotten'])}"]
     for title, path in _SPLITS.items():
         part = report
         for key in path:

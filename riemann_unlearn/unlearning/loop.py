@@ -56,8 +56,8 @@ class RunConfig:
     settings: Mapping[str, float] = field(default_factory=dict)
     """Settings of the method that differ from its defaults."""
     seed: int = 0
-    forget_batch: int = 64
-    retain_batch: int = 192
+    forget_batch: int = 32
+    retain_batch: int = 96
 
     def __post_init__(self) -> None:
         """Refuse values no run could use, before any work is done."""
@@ -98,8 +98,8 @@ def unlearn(
     method: str = DEFAULT_METHOD,
     settings: Mapping[str, float] | None = None,
     seed: int = 0,
-    forget_batch: int = 64,
-    retain_batch: int = 192,
+    forget_batch: int = 32,
+    retain_batch: int = 96,
     output: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -334,6 +334,10 @@ class _Run:
         saved = torch.load(path, weights_only=True)
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        # torch's load_state_dict makes the step count a float32 tensor, in which geoopt's bias correction
+        # would round differently from the uninterrupted run's.
+        for state in self.optimizer.state.values():
+            state["step"] = int(state["step"])
         self.generator.set_state(saved["generator"])
         self.history, self.seconds = saved["history"], saved["seconds"]
         self.before = saved["before"]

@@ -25,9 +25,7 @@ def pair(r1: float, r2: float, angle: float, c: float, dtype: torch.dtype) -> li
     return [v1.to(dtype), (u2 * r2 / root).to(dtype)]
 
 
-def conditioning(
-    function: object, v1: torch.Tensor, v2: torch.Tensor, c: float, eps: float
-) -> mp.mpf:
+def conditioning(function: object, v1: torch.Tensor, v2: torch.Tensor, c: float, eps: float) -> mp.mpf:
     """How far the exact value moves when each coordinate of the inputs moves by one rounding."""
     base = function(v1.tolist(), v2.tolist(), c)  # type: ignore[operator]
     moved = mp.mpf(0)

@@ -83,9 +83,7 @@ def test_the_order_of_a_batch_does_not_matter() -> None:
     order = torch.tensor([3, 1, 7, 0, 5, 2, 6, 4])
     for loss, c in ((hac(), 0.7), (AlignmentCalibration(), None)):
         want = loss(images, texts, forget, logit_scale=3.0, c=c, caption_ids=IDS)
-        got = loss(
-            images[order], texts[order], forget[order], logit_scale=3.0, c=c, caption_ids=IDS[order]
-        )
+        got = loss(images[order], texts[order], forget[order], logit_scale=3.0, c=c, caption_ids=IDS[order])
         assert torch.isclose(got, want)
 
 

@@ -1,0 +1,238 @@
+"""geoopt's Lorentz manifold, computed so that it holds its digits.
+
+The interface is geoopt's: points and tangent vectors are ambient, time first, and ``k`` is the inverse of
+the curvature magnitude. Every method here takes the space components and computes the time component of
+its result from them, because that is where a stored point has its digits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import geoopt
+import torch
+from torch import Tensor
+
+from riemann_unlearn.geometry import maps, space
+from riemann_unlearn.geometry.pairwise import FixNear
+from riemann_unlearn.geometry.precision import length, result_dtype, sqrt_c, working
+from riemann_unlearn.geometry.space import time_component
+
+
+class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
+    r"""Lorentz model of curvature -1/k, a drop-in for ``geoopt.Lorentz``.
+
+    Parameters
+    ----------
+    k : float or Tensor
+        :math:`\langle x, x\rangle = -k`: the inverse of the curvature magnitude, k > 0.
+    learnable : bool
+        Whether ``k`` takes gradients.
+
+    Raises
+    ------
+    ValueError
+        When the number ``k`` is not positive.
+
+    Notes
+    -----
+    What differs from geoopt 0.5.1: distances, maps and transports are accurate to the resolution of the
+    points; ``dist(x, x)`` is 0 with gradient 0; ``egrad2rgrad`` leaves the gradient it is given alone; the
+    check of a point is relative to its size, so that every point ``projx`` makes passes; ``norm`` has no
+    floor; ``random_normal`` honours ``std``. Points with r = d/√k above about 8 do not fit float32
+    coordinates (see :mod:`riemann_unlearn.geometry.space`).
+
+    Examples
+    --------
+    >>> import torch
+    >>> manifold = Lorentz(k=2.0)
+    >>> x = manifold.expmap0(torch.tensor([0.0, 3.0, 4.0]))
+    >>> manifold.dist0(x), manifold.dist(x, x)
+    (tensor(5.), tensor(0.))
+    """
+
+    def __init__(self, k: float | Tensor = 1.0, learnable: bool = False) -> None:
+        if not isinstance(k, Tensor) and not k > 0:
+            raise ValueError(f"k must be positive (the curvature is -1/k), got {k}")
+        super().__init__(k, learnable)
+
+    @property
+    def c(self) -> Tensor:
+        """Curvature magnitude 1/k."""
+        c: Tensor = 1 / self.k
+        return c
+
+    def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False, dim: int = -1) -> Tensor:
+        """Geodesic distance."""
+        return _reduced(space.dist(_space(x, dim), _space(y, dim), self._wide_c(x)), keepdim, dim)
+
+    def dist0(self, x: Tensor, *, dim: int = -1, keepdim: bool = False) -> Tensor:
+        """Geodesic distance to the origin."""
+        return _reduced(space.dist0(_space(x, dim), self._wide_c(x)), keepdim, dim)
+
+    def cdist(self, x: Tensor, y: Tensor, *, fix_near: FixNear = "none") -> Tensor:
+        """Geodesic distances (..., N, M) of rows (..., N, D+1) and (..., M, D+1).
+
+        For ``fix_near`` see :func:`riemann_unlearn.geometry.tangent.cdist`.
+        """
+        return space.cdist(_space(x, -1), _space(y, -1), self._wide_c(x), fix_near=fix_near)
+
+    def half_aperture(self, x: Tensor, *, min_radius: float = 0.1, dim: int = -1) -> Tensor:
+        """Half aperture of the entailment cone at x, in radians."""
+        return space.half_aperture(_space(x, dim), self._wide_c(x), min_radius)
+
+    def exterior_angle(self, x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
+        """Angle at x between the outward ray and the geodesic to y, in radians."""
+        return space.exterior_angle(_space(x, dim), _space(y, dim), self._wide_c(x))
+
+    def inner(
+        self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False, dim: int = -1
+    ) -> Tensor:
+        """Minkowski inner product of ambient vectors; as in geoopt, ``x`` is not used."""
+        v = u if v is None else v
+        a, b = working(u).movedim(dim, -1), working(v).movedim(dim, -1)
+        product = (a[..., 1:] * b[..., 1:]).sum(-1) - a[..., 0] * b[..., 0]
+        return _reduced(product.to(result_dtype(u, v)), keepdim, dim)
+
+    def norm(self, u: Tensor, *, keepdim: bool = False, dim: int = -1) -> Tensor:
+        """Length of tangent vectors; 0 with gradient 0 for the zero vector."""
+        wide = working(u).movedim(dim, -1)
+        size, time = length(wide[..., 1:]), wide[..., 0].abs()
+        square = (size - time) * (size + time)
+        some = square > 0
+        root = torch.where(some, torch.sqrt(torch.where(some, square, 1.0)), 0.0)
+        return _reduced(root.to(result_dtype(u)), keepdim, dim)
+
+    def projx(self, x: Tensor, *, dim: int = -1) -> Tensor:
+        """The point with the space components of x."""
+        return _ambient(space.to_ambient(_space(x, dim), self._wide_c(x)), dim)
+
+    def proju(self, x: Tensor, v: Tensor, *, dim: int = -1) -> Tensor:
+        r"""The tangent part of the ambient vector v at x, :math:`v + \langle x,v\rangle x/k`."""
+        a, b = working(x).movedim(dim, -1), working(v).movedim(dim, -1)
+        points, root = a[..., 1:], sqrt_c(self.c, a)
+        time = time_component(points, root)
+        inner = (points * b[..., 1:]).sum(-1) - time * b[..., 0]
+        moved = b[..., 1:] + (root.square() * inner)[..., None] * points
+        return _ambient(_with_time(points, moved, time).to(result_dtype(x, v)), dim)
+
+    def egrad2rgrad(self, x: Tensor, u: Tensor, *, dim: int = -1) -> Tensor:
+        """The Riemannian gradient of a function with Euclidean gradient u at x."""
+        ambient = u.movedim(dim, -1)
+        raised = torch.cat([-ambient[..., :1], ambient[..., 1:]], -1)
+        return self.proju(x, _ambient(raised, dim), dim=dim)
+
+    def expmap(
+        self, x: Tensor, u: Tensor, *, norm_tan: bool = True, project: bool = True, dim: int = -1
+    ) -> Tensor:
+        """Exponential map.
+
+        ``norm_tan`` projects u on the tangent space first. ``project`` is geoopt's: the result here is on
+        the manifold either way.
+        """
+        if norm_tan:
+            u = self.proju(x, u, dim=dim)
+        c = self._wide_c(x)
+        return _ambient(space.to_ambient(maps.expmap(_space(x, dim), _space(u, dim), c), c), dim)
+
+    retr = expmap
+
+    def expmap0(self, u: Tensor, *, project: bool = True, dim: int = -1) -> Tensor:
+        """Exponential map at the origin; on the manifold whatever ``project`` says."""
+        c = self._wide_c(u)
+        return _ambient(space.to_ambient(maps.expmap0(_space(u, dim), c), c), dim)
+
+    def logmap(self, x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
+        """Logarithmic map."""
+        u = maps.logmap(_space(x, dim), _space(y, dim), self._wide_c(x))
+        return self._tangent(x, u, dim)
+
+    def logmap0(self, y: Tensor, *, dim: int = -1) -> Tensor:
+        """Logarithmic map at the origin."""
+        u = maps.logmap0(_space(y, dim), self._wide_c(y))
+        return _ambient(torch.nn.functional.pad(u, (1, 0)), dim)
+
+    def logmap0back(self, x: Tensor, *, dim: int = -1) -> Tensor:
+        """Logarithmic map at x of the origin."""
+        points = _space(x, dim)
+        u = maps.logmap(points, torch.zeros_like(points), self._wide_c(x))
+        return self._tangent(x, u, dim)
+
+    def transp(self, x: Tensor, y: Tensor, v: Tensor, *, dim: int = -1) -> Tensor:
+        """Parallel transport of v from x to y."""
+        c = self._wide_c(x)
+        u = maps.parallel_transport(_space(x, dim), _space(y, dim), _space(v, dim), c)
+        return self._tangent(y, u, dim)
+
+    def transp0(self, y: Tensor, u: Tensor, *, dim: int = -1) -> Tensor:
+        """Parallel transport of u from the origin to y."""
+        points = _space(y, dim)
+        moved = maps.parallel_transport(torch.zeros_like(points), points, _space(u, dim), self._wide_c(y))
+        return self._tangent(y, moved, dim)
+
+    def transp0back(self, x: Tensor, u: Tensor, *, dim: int = -1) -> Tensor:
+        """Parallel transport of u from x to the origin."""
+        points = _space(x, dim)
+        moved = maps.parallel_transport(points, torch.zeros_like(points), _space(u, dim), self._wide_c(x))
+        return _ambient(torch.nn.functional.pad(moved, (1, 0)), dim)
+
+    def random_normal(
+        self, *size: Any, mean: float = 0, std: float = 1, dtype: Any = None, device: Any = None
+    ) -> geoopt.ManifoldTensor:
+        """Points whose logarithm at the origin is normal, with ``mean`` and ``std`` in each coordinate."""
+        shape = geoopt.utils.size2shape(*size)
+        self._assert_check_shape(shape, "x")
+        like = {"dtype": dtype or self.k.dtype, "device": device or self.k.device}
+        u = torch.randn(*shape[:-1], shape[-1] - 1, **like) * std + mean
+        points = self.expmap0(torch.nn.functional.pad(u, (1, 0))).detach()
+        return geoopt.ManifoldTensor(points, manifold=self)
+
+    def _wide_c(self, x: Tensor) -> Tensor:
+        """1/k, at the precision and on the device of the computation."""
+        return 1 / working(self.k.to(x.device))
+
+    def _tangent(self, x: Tensor, u: Tensor, dim: int) -> Tensor:
+        """Ambient tangent vectors at ambient points from their space components."""
+        points = working(_space(x, dim))
+        wide = working(u)
+        whole = _with_time(points, wide, time_component(points, sqrt_c(self._wide_c(x), points)))
+        return _ambient(whole.to(u.dtype), dim)
+
+    def _check_point_on_manifold(
+        self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5, dim: int = -1
+    ) -> tuple[bool, str | None]:
+        """<x,x> = -k to within rounding of the coordinates, which is relative to x_t²."""
+        error = (self.inner(x, x, dim=dim, keepdim=True) + self.k.to(x)).abs()
+        time = x.narrow(dim, 0, 1)
+        if bool(((time > 0) & (error <= atol + rtol * time.square())).all()):
+            return True, None
+        return False, f"<x, x> = {-self.k.item()} does not hold with x_t > 0 to rtol {rtol} of x_t²"
+
+    def _check_vector_on_tangent(
+        self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5, dim: int = -1
+    ) -> tuple[bool, str | None]:
+        """<x,u> = 0 to within rounding of the coordinates."""
+        error = self.inner(x, x, u, dim=dim).abs()
+        size = length(x.movedim(dim, -1)) * length(u.movedim(dim, -1))
+        if bool((error <= atol + rtol * size).all()):
+            return True, None
+        return False, f"<x, u> = 0 does not hold to rtol {rtol} of |x||u|"
+
+
+def _space(p: Tensor, dim: int) -> Tensor:
+    """Space components, in the last axis."""
+    return p.movedim(dim, -1)[..., 1:]
+
+
+def _ambient(p: Tensor, dim: int) -> Tensor:
+    """Ambient vectors whose components lie in the last axis, with them in ``dim``."""
+    return p.movedim(-1, dim)
+
+
+def _reduced(value: Tensor, keepdim: bool, dim: int) -> Tensor:
+    return value.unsqueeze(dim) if keepdim else value
+
+
+def _with_time(points: Tensor, u: Tensor, time: Tensor) -> Tensor:
+    """Tangent vectors with the time component that tangency gives them."""
+    return torch.cat([((points * u).sum(-1) / time)[..., None], u], -1)

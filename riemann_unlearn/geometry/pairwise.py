@@ -1,0 +1,68 @@
+"""Distances of every row to every row: one matrix product, and the near pairs again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from riemann_unlearn.geometry.precision import Curvature, length, result_dtype, sqrt_c, working
+from riemann_unlearn.geometry.triangle import is_unresolved, pairwise_side
+
+FixNear = Literal["none", "diagonal", "all"]
+"""Which pairs too near for a matrix product are computed again, elementwise."""
+
+
+def pairwise(
+    a: Tensor,
+    b: Tensor,
+    c: Curvature,
+    radius: Callable[[Tensor], Tensor],
+    dist: Callable[[Tensor, Tensor, Curvature], Tensor],
+    fix_near: FixNear,
+) -> Tensor:
+    """Distances (..., N, M) of rows (..., N, D) and (..., M, D).
+
+    Parameters
+    ----------
+    radius : callable
+        Takes √c times the length of a row to its radius.
+    dist : callable
+        The elementwise distance.
+    """
+    if fix_near not in get_args(FixNear):
+        raise ValueError(f"fix_near must be one of {get_args(FixNear)}, got {fix_near!r}")
+    if fix_near == "diagonal" and a.shape[-2] != b.shape[-2]:
+        raise ValueError(
+            'fix_near="diagonal" compares row i with row i and needs as many rows on both sides, got '
+            f"{a.shape[-2]} and {b.shape[-2]}"
+        )
+    dtype = result_dtype(a, b)
+    (r1, u1), (r2, u2) = _polar(a, c, radius, dtype), _polar(b, c, radius, dtype)
+    side = pairwise_side(r1, u1, r2, u2)
+    d = side / sqrt_c(c, side)
+    if fix_near == "diagonal":
+        return torch.diagonal_scatter(d, dist(a, b, c).to(dtype), dim1=-2, dim2=-1)
+    if fix_near == "all":
+        near = is_unresolved(r1.detach(), r2.detach(), side.detach()).nonzero(as_tuple=True)
+        *batch, i, j = near
+        a, b = (x.expand(*d.shape[:-2], *x.shape[-2:]) for x in (a, b))
+        return d.index_put(near, dist(a[(*batch, i)], b[(*batch, j)], c).to(dtype))
+    return d
+
+
+def _polar(
+    x: Tensor, c: Curvature, radius: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Radii (..., N) and unit vectors (..., N, D).
+
+    A row at the origin gets a tiny length and, with it, the zero vector for a direction: no value changes,
+    and the gradient with respect to it is right, for the length cancels from it.
+    """
+    wide = working(x)
+    norm = length(wide)
+    norm = torch.where(norm > 0, norm, 1e-30)
+    r = radius(sqrt_c(c, wide) * norm).clamp(max=torch.finfo(dtype).max / 4)
+    return r.to(dtype), (wide / norm[..., None]).to(dtype)

@@ -1,0 +1,213 @@
+r"""The hyperbolic triangle with one corner at the origin, which every function of two points comes down to.
+
+It is given by two radii, in units of the curvature radius, and the angle θ between them. The side
+opposite the origin and the exterior angle at corner 1 are
+
+.. math::
+
+    \sinh^2\tfrac{D}{2} &= \sinh^2\tfrac{r_1-r_2}{2} + \sinh r_1 \sinh r_2 \sin^2\tfrac θ2 \\
+    \mathrm{ext}_1 &= \operatorname{atan2}(\sinh r_2 \sin θ,\;
+        \sinh(r_2-r_1) - 2 \sinh r_2 \cosh r_1 \sin^2\tfrac θ2)
+
+The first has no cancellation. In the second, every term is at most about sinh D, which is the length of
+the pair (law of sines), so the angle is right to rounding. What remains is to find r₁ - r₂ and θ from two
+vectors without cancellation, by their difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from riemann_unlearn.geometry.precision import largest, norm, power_of_two
+
+_NOISE = 2.0**-70
+"""What the two Gram-Schmidt steps may leave of a component that should vanish: 2^-53 · 2^-24 of it. In
+float32 data, a component that should not vanish cannot be that small unless another is far larger."""
+
+
+class Triangle(NamedTuple):
+    """Two radii and the angle between them, each in the form that keeps its digits."""
+
+    r1: Tensor
+    r2: Tensor
+    gap: Tensor
+    """r₁ - r₂, from the difference of the points."""
+    sine: Tensor
+    """sin θ; 0 where a corner is at the origin."""
+    half_sine: Tensor
+    """sin(θ/2); 0 where a corner is at the origin."""
+
+
+def triangle(
+    p: Tensor,
+    q: Tensor,
+    root: Tensor,
+    radius: Callable[[Tensor], Tensor],
+    radial_gap: Callable[[Tensor, Tensor], Tensor],
+) -> Triangle:
+    """The triangle of the origin and two points, given by vectors from the origin.
+
+    Parameters
+    ----------
+    p, q : Tensor, shape (..., D)
+        Vectors in the working dtype; shapes broadcast.
+    root : Tensor
+        √c, a scalar or of the batch's shape.
+    radius : callable
+        Takes √c·|p| to the radius.
+    radial_gap : callable
+        Takes √c·(|p|-|q|), accurate, and r₁+r₂ to r₁-r₂.
+    """
+    scale = power_of_two(torch.maximum(largest(p), largest(q)))
+    p, q = p / scale, q / scale  # exact, and no square over- or underflows any more
+    n1, n2 = norm(p), norm(q)
+    difference, total = p - q, n1 + n2
+    total = torch.where(total > 0, total, 1.0)
+    at_origin = torch.minimum(n1, n2) < 1e4 * math.sqrt(torch.finfo(n1.dtype).tiny)
+    sine, half_sine = _angle(p, q, n1, n2, difference, at_origin)
+    unit = root * scale[..., 0]
+    r1, r2 = radius(unit * n1), radius(unit * n2)
+    gap = radial_gap(unit * (difference * (p + q)).sum(-1) / total, r1 + r2)
+    # A point at the origin has no direction, but moving it along the other's direction changes the side
+    # by as much: a term of value 0 carries that gradient.
+    towards = unit * (p * q).sum(-1) / total
+    gap = torch.where(at_origin, torch.where(n1 < n2, gap + towards, gap - towards), gap)
+    return Triangle(r1, r2, gap, sine, half_sine)
+
+
+def side(t: Triangle) -> Tensor:
+    """D, the side opposite the origin; 0 with gradient 0 where the corners coincide."""
+    direct = t.r1 + t.r2 <= _direct_limit(t.r1.dtype)
+    radial = torch.sinh(torch.where(direct, t.gap, 0.0) / 2)
+    turned = direct & (t.half_sine > 0)
+    turn = _sqrt_sinh(t.r1, turned) * _sqrt_sinh(t.r2, turned) * torch.where(turned, t.half_sine, 0.0)
+    apart = (radial != 0) | (turn > 0)
+    q = torch.hypot(torch.where(apart, radial, 1.0), turn)
+    near = torch.where(apart, 2 * torch.asinh(q), 0.0)
+    return torch.where(direct, near, _far_side(t, ~direct))
+
+
+def exterior_angle(t: Triangle) -> Tensor:
+    """The exterior angle at corner 1; 0 with gradient 0 where there is none, and gradient 0 on the axis."""
+    # Scaled by e^-D, and D is the logarithm of what the pair is long: nothing overflows.
+    d = side(t).detach()
+    off_axis = t.half_sine > 0
+    r1, r2 = (torch.where(off_axis, r, 1.0) for r in (t.r1, t.r2))
+    sinh2 = -torch.expm1(-2 * r2)  # 2 e^-r2 sinh r2
+    cosh1 = 1 + torch.exp(-2 * r1)  # 2 e^-r1 cosh r1
+    limit = _direct_limit(d.dtype)
+    across = torch.exp((r2 - d).clamp(max=limit)) * sinh2 * t.sine
+    bend = torch.exp(((r2 - d) + r1).clamp(max=limit)) * sinh2 * cosh1 * t.half_sine.square()
+    along = -_scaled_gap(t, d) - torch.where(off_axis, bend, 0.0)
+    undefined = (t.r1 == 0) | (d == 0)
+    across = torch.where(undefined, 0.0, across)
+    return torch.atan2(across, torch.where(undefined, 1.0, along))
+
+
+def aperture(sinh: Tensor, k: Tensor) -> Tensor:
+    """asin(min(1, k/sinh)), π/2 with gradient 0 for sinh ≤ k."""
+    half_space = sinh <= k
+    sinh, k = torch.where(half_space, 2.0, sinh), torch.where(half_space, 1.0, k)
+    angle = torch.atan2(k, torch.sqrt((sinh - k) * (sinh + k)))
+    return torch.where(half_space, math.pi / 2, angle)
+
+
+def pairwise_side(r1: Tensor, u1: Tensor, r2: Tensor, u2: Tensor) -> Tensor:
+    r"""D for every pair of rows, from radii (..., N), (..., M) and unit vectors (..., N, D), (..., M, D).
+
+    One matrix product gives sin²(θ/2) = (1 - u₁·u₂)/2, with an absolute error of about one unit roundoff
+    u. Beyond R with :math:`e^{-2R} \le u^2`, moving a point out by t lengthens every side that this can
+    tell from a radial one by t, to rounding; so radii are cut off at R and the rest is added.
+    """
+    with torch.autocast(u1.device.type, enabled=False):
+        w = ((1 - u1 @ u2.mT) / 2).clamp(0, 1)
+    cut = -math.log(torch.finfo(r1.dtype).eps) + 4
+    near1, near2 = r1.clamp(max=cut), r2.clamp(max=cut)
+    beyond1, beyond2 = r1 - near1, r2 - near2
+    turn = torch.sinh(near1)[..., :, None] * torch.sinh(near2)[..., None, :] * w
+    turned = turn > 0
+    radial = torch.sinh((near1[..., :, None] - near2[..., None, :]) / 2).square()
+    q = torch.where(turned, radial + turn, 1.0)
+    bent = 2 * torch.asinh(torch.sqrt(q)) + beyond1[..., :, None] + beyond2[..., None, :]
+    return torch.where(turned, bent, (r1[..., :, None] - r2[..., None, :]).abs())
+
+
+def is_unresolved(r1: Tensor, r2: Tensor, d: Tensor) -> Tensor:
+    """Which entries ``d`` of :func:`pairwise_side` a rounding of u₁·u₂ moves by 64 roundings or more."""
+    # dD = sinh r1 sinh r2 dw · 2 / sinh D with dw of about 2u; asked in logarithms for large radii.
+    log = torch.log(-torch.expm1(-2 * r1))[..., :, None] + torch.log(-torch.expm1(-2 * r2))[..., None, :]
+    log = log + r1[..., :, None] + r2[..., None, :] - math.log(16 * 2)
+    log_size = torch.log(d) + d + torch.log(-torch.expm1(-2 * d))
+    return ~(log < log_size)
+
+
+def _angle(
+    p: Tensor, q: Tensor, n1: Tensor, n2: Tensor, difference: Tensor, at_origin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sin θ and sin(θ/2), by the part of p - q perpendicular to the shorter of the two."""
+    first = (n1 <= n2)[..., None]
+    base = torch.where(first, p, q)
+    short, long = torch.minimum(n1, n2), torch.maximum(n1, n2)
+    short, long = torch.where(at_origin, 1.0, short), torch.where(at_origin, 1.0, long)
+    square = (short * short)[..., None]
+    # Gram-Schmidt, twice. The first product is taken in two parts, the leading one exact for float32
+    # data in float64: so points on one ray are found to be, however far out.
+    along = (difference * base).sum(-1, keepdim=True) / square
+    head = along.detach().clamp(-1e30, 1e30).float().to(along.dtype)
+    rest = (difference - base * head) - base * (along - head)
+    rest = rest - base * ((rest * base).sum(-1, keepdim=True) / square)
+    rest = torch.where(rest.abs() <= _NOISE * (along * base).abs(), 0.0, rest)
+    sine = norm(rest) / long
+    cosine = ((p * q).sum(-1) / (short * long)).clamp(-1, 1)
+    acute = cosine > 0
+    half = torch.where(
+        acute,
+        sine / torch.sqrt(2 * (1 + torch.where(acute, cosine, 0.0))),
+        torch.sqrt((1 - torch.where(acute, 0.0, cosine)) / 2),
+    )
+    return torch.where(at_origin, 0.0, sine), torch.where(at_origin, 0.0, half)
+
+
+def _far_side(t: Triangle, far: Tensor) -> Tensor:
+    """D where sinh overflows: the first formula in logarithms."""
+    size = t.gap.abs()
+    ahead, turned = far & (size > 0), far & (t.half_sine > 0)
+    size = torch.where(ahead, size, 1.0)
+    r1, r2 = torch.where(turned, t.r1, 1.0), torch.where(turned, t.r2, 1.0)
+    radial = size + 2 * torch.log(-torch.expm1(-size))  # log of 4 sinh²(gap/2)
+    turn = torch.log(torch.expm1(-2 * r1) * torch.expm1(-2 * r2)) + r1 + r2
+    turn = turn + 2 * torch.log(torch.where(turned, t.half_sine, 1.0))
+    both = torch.logaddexp(radial, turn)
+    log_4q = torch.where(ahead & turned, both, torch.where(turned, turn, radial))
+    large = log_4q > 0
+    up, down = torch.where(large, log_4q, 1.0), torch.where(large, 0.0, log_4q)
+    d = torch.where(
+        large,
+        up + 2 * torch.log((1 + torch.sqrt(1 + 4 * torch.exp(-up))) / 2),
+        2 * torch.asinh(torch.exp(down / 2) / 2),
+    )
+    return torch.where(ahead & ~turned, size, torch.where(ahead | turned, d, 0.0))
+
+
+def _scaled_gap(t: Triangle, d: Tensor) -> Tensor:
+    """2 e^-d sinh(r1 - r2), for d >= |r1 - r2|."""
+    small = t.gap.abs() < 1
+    near = 2 * torch.exp(-d) * torch.sinh(torch.where(small, t.gap, 0.0))
+    # Further apart, by the exponents that the other terms have, so that their roundings are the same.
+    low, high = torch.minimum(t.r1, t.r2), torch.maximum(t.r1, t.r2)
+    far = torch.exp((high - d) - low) * -torch.expm1(2 * (low - high))
+    return torch.where(small, near, torch.where(t.r1 > t.r2, far, -far))
+
+
+def _sqrt_sinh(r: Tensor, where: Tensor) -> Tensor:
+    return torch.sqrt(torch.sinh(torch.where(where, r, 1.0)))
+
+
+def _direct_limit(dtype: torch.dtype) -> float:
+    """Up to this r₁+r₂, sinh r₁·sinh r₂ and the square of its root stay finite."""
+    return math.log(torch.finfo(dtype).max) - 8
