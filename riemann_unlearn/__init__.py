@@ -14,10 +14,12 @@ from riemann_unlearn._version import __version__
 if TYPE_CHECKING:
     from riemann_unlearn import data, evaluation, geometry, losses, models, training, unlearning
     from riemann_unlearn.evaluation import evaluate
+    from riemann_unlearn.geometry import Lorentz
     from riemann_unlearn.models import list_models, load
     from riemann_unlearn.unlearning import list_methods, unlearn
 
 __all__ = [
+    "Lorentz",
     "__version__",
     "data",
     "evaluate",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Lorentz": "geometry",
     "evaluate": "evaluation",
     "list_methods": "unlearning",
     "list_models": "models",

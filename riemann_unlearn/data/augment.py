@@ -13,15 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_ROTATION = math.radians(15)
-LOG_SCALE_RANGE = (math.log(0.75), math.log(1.3))
+MAX_ROTATION = math.radians(8)
+LOG_SCALE_RANGE = (math.log(0.85), math.log(1.15))
 """Magnification of the image; 1 leaves it as it is."""
-LOG_ASPECT = math.log(1.15)
-MAX_SHIFT = 0.12
+LOG_ASPECT = math.log(1.1)
+MAX_SHIFT = 0.06
 """Largest shift along an axis, as a fraction of the image's side."""
-COLOUR_STRENGTH = 0.35
-"""Largest relative change of brightness, contrast, saturation and of each channel's gain."""
-GREY_PROBABILITY = 0.15
+COLOUR_STRENGTH = 0.2
+"""Largest relative change of brightness, contrast and saturation."""
+TINT_STRENGTH = 0.05
+"""Largest relative change of one channel: small, for an orange book is not a yellow one."""
 
 
 def random_view(images: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -76,8 +77,7 @@ def random_view(images: Tensor, size: tuple[int, int], generator: torch.Generato
     gain = uniform(1 - strength, 1 + strength, 1, 1, 1)
     contrast = uniform(1 - strength, 1 + strength, 1, 1, 1)
     saturation = uniform(1 - strength, 1 + strength, 1, 1, 1)
-    saturation = torch.where(uniform(0, 1, 1, 1, 1) < GREY_PROBABILITY, 0.0, saturation)
-    tint = uniform(1 - strength / 2, 1 + strength / 2, 3, 1, 1)
+    tint = uniform(1 - TINT_STRENGTH, 1 + TINT_STRENGTH, 3, 1, 1)
     grey = views.mean(1, keepdim=True)
     views = (grey + saturation * (views - grey)) * tint
     centre = views.mean((1, 2, 3), keepdim=True)

@@ -269,10 +269,9 @@ def _read_entries(packages: Path) -> list[_Entry]:
             subcategory=emoji["subcategory"],
             category=emoji["category"],
         )
-        plain = [name, emoji["short_name"], emoji["name"] or name]
-        plain += [name.replace("flag: ", "flag for "), name.replace("flag: ", "")]
-        spellings = dict.fromkeys(_slug(text) for text in plain)
-        spellings |= dict.fromkeys(text.replace("-", "") for text in spellings)
+        flag = [name.replace("flag: ", "flag for "), name.replace("flag: ", "")]
+        plain = [_slug(text) for text in (name, *flag, emoji["name"] or name, emoji["short_name"])]
+        spellings = dict.fromkeys(word for text in plain for word in (text, text.replace("-", "")))
         entries.append(_Entry(concept, emoji["image"], tuple(spellings)))
     return entries
 
@@ -299,21 +298,15 @@ def _svg_renderings(path: Path, entries: list[_Entry]) -> Iterator[tuple[_Entry,
             for member in archive
             if member.name.startswith("package/icons/modern/") and member.name.endswith(".svg")
         }
-    for entry in entries:
-        source = next((sources[s] for s in entry.spellings if s in sources), None)
-        if source is not None:
-            yield entry, _rasterize(source)
+    for entry, name in _assign(entries, set(sources)):
+        yield entry, _rasterize(sources[name])
 
 
 def _iconify_renderings(path: Path, entries: list[_Entry]) -> Iterator[tuple[_Entry, Image.Image]]:
-    """Iconify's JSON: the bodies of all SVGs in one file, filed by name, with aliases."""
+    """Iconify's JSON: the bodies of all SVGs in one file, filed by name."""
     icons = _read_json(path, "package/icons.json")
-    aliases = {alias: entry["parent"] for alias, entry in icons.get("aliases", {}).items()}
-    for entry in entries:
-        names = [aliases.get(spelling, spelling) for spelling in entry.spellings]
-        icon = next((icons["icons"][name] for name in names if name in icons["icons"]), None)
-        if icon is None:
-            continue
+    for entry, name in _assign(entries, set(icons["icons"])):
+        icon = icons["icons"][name]
         left, top, width, height = (
             icon.get(key, icons.get(key, default))
             for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
@@ -333,6 +326,22 @@ _RENDERINGS: dict[str, Callable[[Path, list[_Entry]], Iterator[tuple[_Entry, Ima
     "svg": _svg_renderings,
     "iconify": _iconify_renderings,
 }
+
+
+def _assign(entries: list[_Entry], names: set[str]) -> list[tuple[_Entry, str]]:
+    """Which drawing belongs to which concept; no drawing to two.
+
+    The first spelling, the CLDR name, is tried for every concept before the second is for any: "cow" is the
+    cow, and not the cow face, although that is "cow" to those who type it.
+    """
+    found: dict[int, str] = {}
+    for attempt in range(max(len(entry.spellings) for entry in entries)):
+        for position, entry in enumerate(entries):
+            name = entry.spellings[attempt] if attempt < len(entry.spellings) else None
+            if position not in found and name in names:
+                found[position] = name
+                names = names - {name}
+    return [(entries[position], found[position]) for position in sorted(found)]
 
 
 def _rasterize(svg: str) -> Image.Image:

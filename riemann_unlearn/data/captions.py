@@ -6,7 +6,7 @@ import torch
 
 from riemann_unlearn.data.taxonomy import Concept
 
-NAME_PROBABILITY = 0.6
+NAME_PROBABILITY = 0.7
 """How often a sampled caption is the plain name; the rest is half name with keywords, half keywords."""
 MAX_KEYWORDS = 2
 

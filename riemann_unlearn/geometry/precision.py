@@ -9,6 +9,7 @@ Devices without float64 (MPS) compute in float32.
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -45,8 +46,12 @@ def result_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def working(v: Tensor) -> Tensor:
-    """``v`` in the dtype the elementwise functions compute in."""
-    return v.to(torch.float32 if v.device.type == "mps" else torch.float64)
+    """``v`` in the dtype the elementwise functions compute in.
+
+    A gradient too large for the dtype of ``v`` comes back as the largest finite number.
+    """
+    dtype = torch.float32 if v.device.type == "mps" else torch.float64
+    return v if v.dtype == dtype else cast(Tensor, _Widen.apply(v, dtype))
 
 
 def length(v: Tensor) -> Tensor:
@@ -91,3 +96,26 @@ def sqrt_c(c: Curvature, like: Tensor) -> Tensor:
     if not 0 < c < math.inf:
         raise ValueError(f"the curvature magnitude c must be positive, got {c}")
     return torch.tensor(math.sqrt(c), dtype=like.dtype, device=like.device)
+
+
+class _Widen(torch.autograd.Function):
+    """A conversion to a wider dtype, whose gradient is clamped to what the narrower one can hold."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(v: Tensor, dtype: torch.dtype) -> Tensor:
+        return v.to(dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, torch.dtype], output: Tensor) -> None:
+        ctx.narrow, ctx.wide = inputs[0].dtype, inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        most = torch.finfo(ctx.narrow).max
+        return gradient.clamp(-most, most).to(ctx.narrow), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return tangent.to(ctx.wide)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,3 +35,17 @@ def check_batch(
             f"caption_ids must be an integer tensor of shape {batch}, got {caption_ids.dtype} of "
             f"shape {tuple(caption_ids.shape)}"
         )
+
+
+def check_settings(*, min_radius: float, target_radius: str | float = "retain", **weights: float) -> None:
+    """Raise ValueError for settings of a loss that no batch could be scored with."""
+    if not 0 < min_radius < math.inf:
+        raise ValueError(f"min_radius must be positive, got {min_radius}")
+    if isinstance(target_radius, str):
+        if target_radius not in ("retain", "origin"):
+            raise ValueError(f"target_radius must be 'retain', 'origin' or a number, got {target_radius!r}")
+    elif not 0 <= target_radius < math.inf:
+        raise ValueError(f"target_radius is a radius and must be at least 0, got {target_radius}")
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"{name} is a weight and must be finite and at least 0, got {weight}")

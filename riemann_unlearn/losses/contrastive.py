@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from riemann_unlearn.geometry.precision import Curvature
 from riemann_unlearn.losses import functional
-from riemann_unlearn.losses.checks import check_batch
-from riemann_unlearn.losses.similarity import similarity
+from riemann_unlearn.losses.checks import check_batch, check_settings
+from riemann_unlearn.losses.similarity import hyperbolic, similarity
 
 
 class ContrastiveLoss(nn.Module):
@@ -84,6 +84,11 @@ class EntailmentLoss(nn.Module):
     manifold : geoopt.Lorentz or geoopt.PoincareBall, optional
         Features are points on it instead of tangent vectors at the origin.
 
+    Raises
+    ------
+    ValueError
+        For another manifold, or a ``min_radius`` that is not positive.
+
     Examples
     --------
     >>> import torch
@@ -95,8 +100,9 @@ class EntailmentLoss(nn.Module):
 
     def __init__(self, *, min_radius: float = 0.1, manifold: geoopt.Manifold | None = None) -> None:
         super().__init__()
+        check_settings(min_radius=min_radius)
         self.min_radius = min_radius
-        self.similarity = similarity("hyperbolic", manifold)
+        self.similarity = hyperbolic(manifold)
 
     def forward(
         self,

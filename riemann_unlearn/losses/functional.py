@@ -117,8 +117,8 @@ def cone_exit(
 def negative_alignment(s: Tensor, forget: Tensor, caption_ids: Tensor | None = None) -> Tensor:
     r"""Pull mismatched forget pairs together: :math:`-\operatorname{mean}_{a \ne b \in U} s_{ab}`.
 
-    Alignment Calibration's negative term (arXiv 2406.03603). Pairs with equal ``caption_ids`` are matched
-    and take no part.
+    Alignment Calibration's negative term (arXiv 2406.03603). Reconstruction: pairs with equal
+    ``caption_ids`` are matched and take no part.
     """
     chosen = forget[:, None] & forget[None, :]
     same = torch.eye(len(s), dtype=torch.bool, device=s.device)
@@ -139,8 +139,12 @@ def performance(s: Tensor, logit_scale: Curvature, forget: Tensor) -> Tensor:
     r"""Keep forget pairs from crowding the retained ones.
 
     :math:`L_{perf} = \tfrac12 \operatorname{mean}_{a \in U} [\log \sum_b e^{τ s_{ab}} + \log \sum_b
-    e^{τ s_{ba}}]`, the sums over the whole batch: the denominators of the contrastive loss, which
-    Alignment Calibration keeps for the forget pairs when it drops their numerators.
+    e^{τ s_{ba}}]`: the denominators of the contrastive loss, which Alignment Calibration keeps for the
+    forget pairs when it drops their numerators.
+
+    Reconstruction: the sums run over the whole batch R ∪ U, the pair itself and captions that mean the
+    same included, as in a contrastive loss over a batch of both kinds; so the forget pairs stay spread
+    among the retain pairs, not only among themselves.
     """
     logits = logit_scale * s
     return _mean((logits.logsumexp(1) + logits.logsumexp(0)) / 2, forget)
@@ -166,9 +170,11 @@ def norm_regularization(
     forget : Tensor, shape (B,)
         bool.
     target : "retain", "origin" or float
-        r*: the mean radius of the retain pairs in the batch for each modality (no gradient flows through
-        it; 0 if there are none), 0, or a number.
+        r*: (reconstruction) the mean radius of the retain pairs in the batch for each modality, through
+        which no gradient flows; 0; or a number. In a batch without retain pairs "retain" has no mean, and
+        the term is 0.
     """
+    chosen = forget & (~forget).any() if target == "retain" else forget
     total = image_features.new_zeros(())
     root = c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)
     for features in (image_features, text_features):
@@ -181,7 +187,7 @@ def norm_regularization(
             raise ValueError(f"target must be 'retain', 'origin' or a number, got {target!r}")
         else:
             goal = target
-        total = total + _mean((radius - goal).square(), forget) / 2
+        total = total + _mean((radius - goal).square(), chosen) / 2
     return total
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Protocol
 
 import geoopt
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from riemann_unlearn.geometry import from_ambient, logmap0, tangent
-from riemann_unlearn.geometry.precision import Curvature, widen
+from riemann_unlearn.geometry.precision import Curvature, length, result_dtype, widen, working
 
 
 class Similarity(Protocol):
@@ -38,7 +39,8 @@ class Cosine:
 
     def pairwise(self, a: Tensor, b: Tensor, c: Curvature | None) -> Tensor:
         """Cosines, shape (N, M)."""
-        return _unit(a) @ _unit(b).mT
+        with torch.autocast(a.device.type, enabled=False):
+            return _unit(a) @ _unit(b).mT
 
     def matched(self, a: Tensor, b: Tensor, c: Curvature | None) -> Tensor:
         """Cosines, shape (N,)."""
@@ -81,6 +83,7 @@ class OnManifold:
         if self.has_cones:
             (a, k), (b, _) = self.tangents(a, c), self.tangents(b, c)
             return -tangent.cdist(a, b, k)
+        _refuse(c)
         distance: Tensor = self.manifold.dist(a[:, None], b[None, :])
         return -distance
 
@@ -94,18 +97,14 @@ class OnManifold:
 
     def tangents(self, x: Tensor, c: Curvature | None) -> tuple[Tensor, Curvature]:
         """The logarithm at the origin, in the Lorentz model of the manifold's curvature."""
-        if c is not None:
-            raise ValueError("c belongs to the manifold; leave it out when manifold= is given")
+        _refuse(c)
         if isinstance(self.manifold, geoopt.Lorentz):
-            k = 1 / self.manifold.k
+            k = 1 / working(self.manifold.k)
             return logmap0(from_ambient(x), k), k
         if isinstance(self.manifold, geoopt.PoincareBall):
-            # A tangent vector at the ball's centre is twice as long in the metric: λ₀ = 2.
-            return 2 * self.manifold.logmap0(x), self.manifold.c
-        raise ValueError(
-            f"{type(self.manifold).__name__} has no entailment cones; expected geoopt.Lorentz or "
-            "geoopt.PoincareBall"
-        )
+            k = working(self.manifold.c)
+            return _from_ball(x, k), k
+        raise ValueError(_without_cones(self.manifold))
 
 
 def similarity(geometry: str, manifold: geoopt.Manifold | None) -> Similarity:
@@ -123,6 +122,46 @@ def similarity(geometry: str, manifold: geoopt.Manifold | None) -> Similarity:
     if geometry == "euclidean":
         return Cosine()
     raise ValueError(f"geometry must be 'hyperbolic' or 'euclidean', got {geometry!r}")
+
+
+def hyperbolic(manifold: geoopt.Manifold | None) -> Hyperbolic | OnManifold:
+    """The similarity of a loss with entailment cones.
+
+    Raises
+    ------
+    ValueError
+        For a manifold that has none.
+    """
+    if manifold is None:
+        return Hyperbolic()
+    on = OnManifold(manifold)
+    if not on.has_cones:
+        raise ValueError(_without_cones(manifold))
+    return on
+
+
+def _without_cones(manifold: geoopt.Manifold) -> str:
+    return (
+        f"{type(manifold).__name__} has no entailment cones; expected geoopt.Lorentz or geoopt.PoincareBall"
+    )
+
+
+def _from_ball(y: Tensor, c: Tensor) -> Tensor:
+    """Tangent vectors at the origin of the Lorentz model from points of the Poincaré ball.
+
+    The logarithm at the ball's centre, times λ₀ = 2 by which the ball's metric is larger there:
+    2 artanh(√c|y|)/(√c|y|)·y. Rounding may put a point on the rim; it counts as the last one inside.
+    """
+    wide = working(y)
+    n = c.sqrt() * length(wide)
+    away = n > 0
+    n = torch.where(away, n, 0.5).clamp(max=1 - torch.finfo(n.dtype).eps)
+    return (wide * torch.where(away, 2 * torch.atanh(n) / n, 2.0)[..., None]).to(result_dtype(y))
+
+
+def _refuse(c: Curvature | None) -> None:
+    if c is not None:
+        raise ValueError("c belongs to the manifold; leave it out when manifold= is given")
 
 
 def _needed(c: Curvature | None) -> Curvature:

@@ -69,7 +69,7 @@ def evaluation_table(report: dict[str, Any]) -> str:
     Parameters
     ----------
     report : dict
-        As :func:`riemann_unlearn.evaluate` returns it, with ``model`` and ``forgotten`` (what counts as such) added.
+        As :func:`riemann_unlearn.evaluate` returns it, with ``model`` and ``forgotten`` added.
     """
     lines = [f"{report['model']}; forget means {', '.join(report['forgotten'])}"]
     for title, path in _SPLITS.items():

@@ -45,6 +45,8 @@ class TrainConfig:
     epochs: int = 100
     batch_size: int = 256
     learning_rate: float = 1e-3
+    scalar_learning_rate: float = 1e-2
+    """Of τ, the curvature and the feature scales, which have further to go than a weight has."""
     weight_decay: float = 0.1
     warmup_epochs: float = 2.0
     entailment_weight: float = 0.2
@@ -52,13 +54,16 @@ class TrainConfig:
     gradient_clip: float = 1.0
     precision: str = "float32"
     """Of the towers: "float32" or "bfloat16" (autocast). The geometry is always float32."""
+    group: int = 8
+    """Every other epoch, this many images of one subcategory go into a batch together: man and woman office
+    worker are told apart by seeing both. 1 leaves every batch to chance."""
     evaluate_every: int = 10
     """Epochs between two evaluations."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values no run could use, before any work is done."""
-        for name in ("epochs", "batch_size", "learning_rate", "gradient_clip", "evaluate_every"):
+        for name in ("epochs", "batch_size", "learning_rate", "gradient_clip", "evaluate_every", "group"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("weight_decay", "warmup_epochs", "entailment_weight"):
@@ -146,11 +151,13 @@ class _State:
         self.config = config
         self.steps_per_epoch = steps_per_epoch
         matrices = [p for p in model.parameters() if p.ndim > 1]
-        others = [p for p in model.parameters() if p.ndim <= 1]
+        vectors = [p for p in model.parameters() if p.ndim == 1]
+        scalars = [p for p in model.parameters() if p.ndim == 0]
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": config.weight_decay},
-                {"params": others, "weight_decay": 0.0},
+                {"params": vectors, "weight_decay": 0.0},
+                {"params": scalars, "weight_decay": 0.0, "lr": config.scalar_learning_rate},
             ],
             lr=config.learning_rate,
             betas=(0.9, 0.98),
@@ -198,7 +205,7 @@ def _run_epoch(state: _State, dataset: Dataset, bar: tqdm[Any]) -> dict[str, flo
     model, config = state.model, state.config
     model.train()
     sums: dict[str, float] = {}
-    order = torch.randperm(len(dataset.seen), generator=state.generator)
+    order = _order(dataset, config.group if state.epoch % 2 else 1, state.generator)
     for indices in torch.split(order, config.batch_size):
         batch = make_batch(dataset.seen, indices, model.image_size, state.generator)
         terms = training_loss(model, batch, config)
@@ -220,6 +227,20 @@ def _run_epoch(state: _State, dataset: Dataset, bar: tqdm[Any]) -> dict[str, flo
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     model.eval()
     return {**sums, "logit_scale": model.logit_scale.exp().item(), **_curvature(model)}
+
+
+def _order(dataset: Dataset, group: int, generator: torch.Generator) -> Tensor:
+    """A random order of the seen images in which runs of ``group`` share a subcategory."""
+    order = torch.randperm(len(dataset.seen), generator=generator)
+    if group == 1:
+        return order
+    subcategory = dataset.taxonomy.subcategory_of[dataset.seen.concept[order]]
+    runs = [
+        run
+        for members in torch.split(order[subcategory.argsort(stable=True)], subcategory.bincount().tolist())
+        for run in torch.split(members, group)
+    ]
+    return torch.cat([runs[i] for i in torch.randperm(len(runs), generator=generator).tolist()])
 
 
 def training_loss(model: DualEncoder, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
