@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from riemann_unlearn.data.taxonomy import Concept
@@ -20,6 +22,21 @@ def name_caption(concept: Concept) -> str:
     'red apple'
     """
     return concept.name
+
+
+def keyword_caption(concept: Concept, keywords: Sequence[str], *, with_name: bool = False) -> str:
+    """Some of the concept's keywords, after its name if so wished; the name if there are none.
+
+    Examples
+    --------
+    >>> apple = Concept("1f34e", "red apple", ("fruit", "snack"), "food-fruit", "Food & Drink")
+    >>> keyword_caption(apple, ["fruit", "snack"])
+    'fruit, snack'
+    >>> keyword_caption(apple, ["fruit"], with_name=True)
+    'red apple, fruit'
+    """
+    name = [name_caption(concept)] if with_name or not keywords else []
+    return ", ".join([*name, *keywords])
 
 
 def subcategory_caption(subcategory: str) -> str:
@@ -64,5 +81,4 @@ def sample_caption(concept: Concept, generator: torch.Generator) -> str:
         return name_caption(concept)
     order = torch.randperm(len(concept.keywords), generator=generator)[:MAX_KEYWORDS]
     words = [concept.keywords[i] for i in order.tolist()]
-    with_name = draw < (1 + NAME_PROBABILITY) / 2
-    return ", ".join([name_caption(concept), *words] if with_name else words)
+    return keyword_caption(concept, words, with_name=draw < (1 + NAME_PROBABILITY) / 2)

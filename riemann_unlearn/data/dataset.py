@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,32 @@ class ImageTextData:
     """uint8, shape (N, 3, H, W)."""
     concept: Tensor
     """Long, shape (N,): index into the taxonomy's concepts."""
+    source: Tensor
+    """Long, shape (N,): index into ``sources`` of where the image comes from."""
+    sources: tuple[str, ...]
+    """The vendors, sorted; a sample whose json has no ``vendor`` comes from its shard."""
     taxonomy: Taxonomy
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images)
+
+    def subset(self, rows: Tensor) -> ImageTextData:
+        """The images at ``rows``, under the same taxonomy.
+
+        Parameters
+        ----------
+        rows : Tensor
+            A mask (bool, shape (N,)) or indices (long).
+
+        Examples
+        --------
+        >>> seen = load("emoji").seen
+        >>> noto = seen.subset(seen.source == seen.sources.index("noto"))
+        >>> len(noto)
+        1906
+        """
+        return replace(self, images=self.images[rows], concept=self.concept[rows], source=self.source[rows])
 
 
 @dataclass(frozen=True)
@@ -92,10 +113,13 @@ def load(name_or_path: str | Path = "emoji") -> Dataset:
         raise ValueError(f"{folder} has no .tar or .tar.gz file in it")
     heldout_names = _heldout(folder, shards)
     concepts: dict[str, Concept] = {}
-    parts: dict[bool, tuple[list[Tensor], list[str]]] = {False: ([], []), True: ([], [])}
+    parts: dict[bool, tuple[list[Tensor], list[str], list[str]]] = {
+        False: ([], [], []),
+        True: ([], [], []),
+    }
     size: tuple[int, int] | None = None
     for shard in shards:
-        images, names = parts[shard.name in heldout_names]
+        images, names, vendors = parts[shard.name in heldout_names]
         for key, encoded, metadata in read_shard(shard):
             concept = _concept(metadata, f"{shard}: sample {key!r}")
             first = concepts.setdefault(concept.name, concept)
@@ -109,16 +133,19 @@ def load(name_or_path: str | Path = "emoji") -> Dataset:
             size = (image.shape[2], image.shape[1])
             images.append(image)
             names.append(concept.name)
+            vendors.append(str(metadata.get("vendor", shard.name.split(".")[0])))
     # Sorted, so that a concept's index does not depend on how samples are spread over shards.
     taxonomy = Taxonomy(sorted(concepts.values(), key=lambda c: (c.category, c.subcategory, c.name)))
     index = {concept.name: i for i, concept in enumerate(taxonomy.concepts)}
 
     def part(heldout: bool) -> ImageTextData | None:
-        images, names = parts[heldout]
+        images, names, vendors = parts[heldout]
         if not images:
             return None
         concept = torch.tensor([index[name] for name in names], dtype=torch.long)
-        return ImageTextData(torch.stack(images), concept, taxonomy)
+        sources = tuple(sorted(set(vendors)))
+        source = torch.tensor([sources.index(vendor) for vendor in vendors], dtype=torch.long)
+        return ImageTextData(torch.stack(images), concept, source, sources, taxonomy)
 
     seen = part(heldout=False)
     if seen is None:

@@ -36,6 +36,8 @@ class Selection:
     """bool, shape (subcategories,): those of which nothing is left to retain."""
     categories: Tensor
     """bool, shape (categories,): likewise."""
+    levels: tuple[str, ...]
+    """What each query was taken for, in the order asked: "name", "subcategory" or "category"."""
 
 
 class Taxonomy:
@@ -53,6 +55,8 @@ class Taxonomy:
         In the order of first appearance.
     subcategory_of, category_of : Tensor, shape (concepts,)
         Long; index of each concept's subcategory and category.
+    category_of_subcategory : Tensor, shape (subcategories,)
+        Long; index of each subcategory's category.
 
     Raises
     ------
@@ -93,50 +97,100 @@ class Taxonomy:
             [subcategory_index[c.subcategory] for c in self.concepts], dtype=torch.long
         )
         self.category_of = torch.tensor([category_index[c.category] for c in self.concepts], dtype=torch.long)
+        self.category_of_subcategory = torch.tensor(
+            [category_index[category] for category in above.values()], dtype=torch.long
+        )
 
     def select(self, queries: Sequence[str]) -> Selection:
         """What ``queries`` name: concepts, subcategories or categories, in any mixture.
 
-        A query is looked up as written and then without regard to case, first among the names, then
-        the subcategories, then the categories. A subcategory or category is selected when nothing
-        below it is left.
+        A query is looked up as written, then without regard to case, and last as an emoji character;
+        each time first among the names, then the subcategories, then the categories. Where a group is
+        called as one of its members is ("family", "hotel"), a prefix says which is meant:
+        ``name:family``, ``subcategory:family`` or ``category:...``. A subcategory or category is
+        selected when nothing below it is left.
 
         Raises
         ------
         UnknownConceptError
             For a query that is none of these; the message says what comes close.
+        TypeError
+            When ``queries`` is a string rather than a sequence of them.
         ValueError
             When nothing is asked for, or when everything is.
+
+        Examples
+        --------
+        >>> owl = Concept("1f989", "owl", (), "animal-bird", "Animals & Nature")
+        >>> apple = Concept("1f34e", "red apple", (), "food-fruit", "Food & Drink")
+        >>> Taxonomy([owl, apple]).select(["\N{OWL}"]).concepts.tolist()
+        [True, False]
         """
+        if isinstance(queries, str):
+            raise TypeError(f"queries must be a sequence of strings, got {queries!r}; write [{queries!r}]")
         if not queries:
             raise ValueError("nothing to forget: name at least one concept")
+        tables = {
+            "name": {c.name: [i] for i, c in enumerate(self.concepts)},
+            "subcategory": _members(self.subcategories, self.subcategory_of),
+            "category": _members(self.categories, self.category_of),
+        }
+        characters = {_without_selectors(c.key): [i] for i, c in enumerate(self.concepts)}
         chosen = torch.zeros(len(self.concepts), dtype=torch.bool)
-        levels = (
-            {c.name: torch.tensor([i]) for i, c in enumerate(self.concepts)},
-            {name: (self.subcategory_of == i).nonzero()[:, 0] for i, name in enumerate(self.subcategories)},
-            {name: (self.category_of == i).nonzero()[:, 0] for i, name in enumerate(self.categories)},
-        )
-        known: dict[str, Tensor] = {}
-        for members in levels:
-            for name, rows in members.items():
-                known.setdefault(name, rows)
-        folded = {name.casefold(): name for name in reversed(known)}
+        levels = []
         for query in queries:
-            found = query if query in known else folded.get(query.strip().casefold())
-            if found is None:
-                close = difflib.get_close_matches(query, known, n=3, cutoff=0.5)
-                hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-                raise UnknownConceptError(
-                    f"no concept {query!r}; {hint}'riemann-unlearn list concepts' shows all of them"
-                )
-            chosen[known[found]] = True
+            level, rows = _look_up(query, tables, characters)
+            chosen[rows] = True
+            levels.append(level)
         if chosen.all():
             raise ValueError("this would forget every concept; nothing would be left to retain")
         return Selection(
             chosen,
             _wholly(chosen, self.subcategory_of, len(self.subcategories)),
             _wholly(chosen, self.category_of, len(self.categories)),
+            tuple(levels),
         )
+
+
+def _look_up(
+    query: str, tables: dict[str, dict[str, list[int]]], characters: dict[str, list[int]]
+) -> tuple[str, list[int]]:
+    """The level a query is of, and the concepts it stands for."""
+    # As written first: a name may itself begin with "name:".
+    for level, table in tables.items():
+        if query in table:
+            return level, table[query]
+    prefix, colon, rest = query.partition(":")
+    prefix = prefix.strip().casefold()
+    if colon and prefix in tables:
+        tables, sought = {prefix: tables[prefix]}, rest.strip()
+    else:
+        sought = query.strip()
+    for level, table in tables.items():
+        if sought in table:
+            return level, table[sought]
+    for level, table in tables.items():
+        for name, rows in table.items():
+            if name.casefold() == sought.casefold():
+                return level, rows
+    code_points = _without_selectors("-".join(f"{ord(character):04x}" for character in sought))
+    if "name" in tables and code_points in characters:
+        return "name", characters[code_points]
+    known = list(dict.fromkeys(name for table in tables.values() for name in table))
+    close = difflib.get_close_matches(sought, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    kind = "concept" if "name" in tables else next(iter(tables))
+    raise UnknownConceptError(f"no {kind} {query!r}; {hint}'riemann-unlearn list concepts' shows all of them")
+
+
+def _without_selectors(key: str) -> str:
+    """Code points without the one that only asks for colour, which is often left out in typing."""
+    return "-".join(point for point in key.split("-") if point != "fe0f")
+
+
+def _members(names: Sequence[str], group: Tensor) -> dict[str, list[int]]:
+    """The rows of the concepts in each group."""
+    return {name: (group == i).nonzero()[:, 0].tolist() for i, name in enumerate(names)}
 
 
 def _wholly(chosen: Tensor, group: Tensor, count: int) -> Tensor:

@@ -48,6 +48,17 @@ def test_a_folder_of_shards_is_read(world: data.Dataset) -> None:
     assert (red[:, 1, 12:] < 60).all()
 
 
+def test_every_image_says_where_it_comes_from(world: data.Dataset) -> None:
+    assert world.seen.sources == ("dark-seen", "plain-seen")
+    assert torch.bincount(world.seen.source).tolist() == [8, 8]
+    plain = world.seen.subset(world.seen.source == 1)
+    assert len(plain) == 8
+    assert plain.taxonomy is world.taxonomy
+    assert (plain.images[:, :, :3] == world.seen.images[world.seen.source == 1][:, :, :3]).all()
+    first = world.seen.subset(torch.tensor([3, 0]))
+    assert first.concept.tolist() == world.seen.concept[[3, 0]].tolist()
+
+
 def test_any_image_format_and_size_is_read(tmp_path: Path) -> None:
     files = {"a.png": png(), "a.json": about(), "b.jpg": png(40), "b.json": about(name="duck")}
     write_tar(tmp_path / "x.tar", files)
@@ -154,5 +165,7 @@ def test_the_bundled_taxonomy_is_unicodes(emoji: data.Dataset) -> None:
 
 def test_no_held_out_rendering_was_seen(emoji: data.Dataset) -> None:
     assert emoji.heldout is not None
+    assert emoji.heldout.sources == ("fluent",)
+    assert emoji.seen.sources == ("emojione", "fxemoji", "noto", "noto-v1", "twemoji")
     seen = {image.numpy().tobytes() for image in emoji.seen.images}
     assert not any(image.numpy().tobytes() in seen for image in emoji.heldout.images)
