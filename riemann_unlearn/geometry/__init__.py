@@ -5,8 +5,19 @@ encoders emit; the functions here work on points in space components.
 """
 
 from riemann_unlearn.geometry import tangent
+from riemann_unlearn.geometry.averages import centroid, geodesic, midpoint
 from riemann_unlearn.geometry.manifold import Lorentz
-from riemann_unlearn.geometry.maps import expmap, expmap0, logmap, logmap0, parallel_transport
+from riemann_unlearn.geometry.maps import (
+    expmap,
+    expmap0,
+    inner,
+    logmap,
+    logmap0,
+    parallel_transport,
+    parallel_transport0,
+    parallel_transport0back,
+)
+from riemann_unlearn.geometry.models import from_klein, from_poincare, to_klein, to_poincare
 from riemann_unlearn.geometry.space import (
     arcosh,
     arcosh1p,
@@ -16,6 +27,7 @@ from riemann_unlearn.geometry.space import (
     exterior_angle,
     from_ambient,
     half_aperture,
+    project,
     to_ambient,
 )
 
@@ -24,16 +36,27 @@ __all__ = [
     "arcosh",
     "arcosh1p",
     "cdist",
+    "centroid",
     "dist",
     "dist0",
     "expmap",
     "expmap0",
     "exterior_angle",
     "from_ambient",
+    "from_klein",
+    "from_poincare",
+    "geodesic",
     "half_aperture",
+    "inner",
     "logmap",
     "logmap0",
+    "midpoint",
     "parallel_transport",
+    "parallel_transport0",
+    "parallel_transport0back",
+    "project",
     "tangent",
     "to_ambient",
+    "to_klein",
+    "to_poincare",
 ]

@@ -12,10 +12,31 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry import triangle as tri
-from riemann_unlearn.geometry.precision import Curvature, length, result_dtype, sqrt_c, working
+from riemann_unlearn.geometry.precision import (
+    Curvature,
+    dot,
+    largest,
+    result_dtype,
+    sqrt_c,
+    unit_vector,
+    wide_length,
+    working,
+    working_root,
+)
+from riemann_unlearn.geometry.primitives import radial
+from riemann_unlearn.geometry.profiles import EXPONENTIAL, LOGARITHM, held, sinhc
 from riemann_unlearn.geometry.space import points_triangle, time_component
 
-__all__ = ["expmap", "expmap0", "logmap", "logmap0", "parallel_transport"]
+__all__ = [
+    "expmap",
+    "expmap0",
+    "inner",
+    "logmap",
+    "logmap0",
+    "parallel_transport",
+    "parallel_transport0",
+    "parallel_transport0back",
+]
 
 
 def expmap0(v: Tensor, c: Curvature) -> Tensor:
@@ -31,8 +52,8 @@ def expmap0(v: Tensor, c: Curvature) -> Tensor:
     Returns
     -------
     Tensor, shape (..., D)
-        Space components, at least float32. Infinite where they exceed the dtype: from √c|v| of about 88
-        in float32.
+        Space components, at least float32. Past the radius at which they leave the dtype (about 88 in
+        float32, 700 in float64) the point stays there, and the gradient along v is 0.
 
     Examples
     --------
@@ -40,9 +61,7 @@ def expmap0(v: Tensor, c: Curvature) -> Tensor:
     >>> expmap0(torch.tensor([1.0, 0.0]), c=1.0)
     tensor([1.1752, 0.0000])
     """
-    wide = working(v)
-    n = sqrt_c(c, wide) * length(wide)
-    return (wide * _sinhc(n)[..., None]).to(result_dtype(v))
+    return radial(v, working_root(c, v), EXPONENTIAL, result_dtype(v))
 
 
 def logmap0(x: Tensor, c: Curvature) -> Tensor:
@@ -69,11 +88,7 @@ def logmap0(x: Tensor, c: Curvature) -> Tensor:
     >>> torch.allclose(logmap0(expmap0(v, c=1.0), c=1.0), v)
     True
     """
-    wide = working(x)
-    n = sqrt_c(c, wide) * length(wide)
-    away = n > 0
-    n = torch.where(away, n, 1.0)
-    return (wide * torch.where(away, torch.asinh(n) / n, 1.0)[..., None]).to(result_dtype(x))
+    return radial(x, working_root(c, x), LOGARITHM, result_dtype(x))
 
 
 def expmap(x: Tensor, u: Tensor, c: Curvature) -> Tensor:
@@ -103,13 +118,16 @@ def expmap(x: Tensor, u: Tensor, c: Curvature) -> Tensor:
     """
     a, b = working(x), working(u)
     root = sqrt_c(c, a)
-    n = (root * _norm(a, b, root))[..., None]
-    moved = a + 2 * torch.sinh(n / 2).square() * a + _sinhc(n) * b
-    return moved.to(result_dtype(x, u))
+    n = root * _tangent_length(a, b, root)
+    # Past the end of the dtype the length is held, for the two terms may have opposite signs.
+    room = held(torch.full_like(n, torch.inf)) - torch.log1p(largest(a) + largest(b))[..., 0]
+    n = torch.minimum(n, room.clamp(min=1))[..., None]
+    moved = a + 2 * torch.sinh(n / 2).square() * a + sinhc(n) * b
+    return within(moved, result_dtype(x, u))
 
 
 def logmap(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
-    r"""Logarithmic map, :math:`\frac{D}{\sinh D}\,(y - x - 2Q\,x)`, :math:`Q = \sinh^2(D/2)`, D = √c·d.
+    r"""Logarithmic map, :math:`\frac{D}{\sinh D}\,(y - x) - D \tanh(D/2)\,x` with D = √c·d.
 
     Parameters
     ----------
@@ -134,12 +152,11 @@ def logmap(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     a, b = working(x), working(y)
     t, _ = points_triangle(a, b, c)
     d = tri.side(t)[..., None]
-    direction = b - a - 2 * torch.sinh(d / 2).square() * a
-    return (direction / _sinhc(d)).to(result_dtype(x, y))
+    return within((b - a) / sinhc(d) - d * torch.tanh(d / 2) * a, result_dtype(x, y))
 
 
 def parallel_transport(x: Tensor, y: Tensor, u: Tensor, c: Curvature) -> Tensor:
-    r"""Parallel transport along the geodesic from x to y, :math:`u + c\langle y,u\rangle (x+y)/(2+2Q)`.
+    r"""Parallel transport from x to y, :math:`u + c\langle y,u\rangle (x+y)/(2\cosh^2(D/2))`.
 
     Parameters
     ----------
@@ -167,25 +184,127 @@ def parallel_transport(x: Tensor, y: Tensor, u: Tensor, c: Curvature) -> Tensor:
     time_a, time_b = time_component(a, root), time_component(b, root)
     # <y,u> = <y-x,u>, for <x,u> = 0.
     difference = b - a
-    rise = (difference * (a + b)).sum(-1) / (time_a + time_b)
-    inner = (difference * w).sum(-1) - rise * (a * w).sum(-1) / time_a
-    factor = (root / torch.cosh(tri.side(t) / 2)).square() * inner / 2
-    return (w + factor[..., None] * (a + b)).to(result_dtype(x, y, u))
+    rise = dot(difference, (a + b) / (time_a + time_b)[..., None])
+    inner = dot(difference, w) - rise * dot(a / time_a[..., None], w)
+    scale = root / torch.cosh(held(tri.side(t) / 2))
+    factor = scale * (scale * inner / 2)
+    return within(w + factor[..., None] * (a + b), result_dtype(x, y, u))
 
 
-def _norm(x: Tensor, u: Tensor, root: Tensor) -> Tensor:
+def parallel_transport0(y: Tensor, u: Tensor, c: Curvature) -> Tensor:
+    r"""Parallel transport from the origin to y: what u has along y grows by cosh r, the rest stays.
+
+    Parameters
+    ----------
+    y : Tensor, shape (..., D)
+        Space components of points.
+    u : Tensor, shape (..., D)
+        Tangent vectors at the origin.
+    c : float or Tensor
+        Curvature magnitude, c > 0.
+
+    Returns
+    -------
+    Tensor, shape (..., D)
+        Space components of tangent vectors at ``y``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> y, u = torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0])
+    >>> torch.allclose(parallel_transport0(y, u, c=1.0), parallel_transport(0 * y, y, u, c=1.0))
+    True
+    """
+    axis, along, root, size, w = _polar(y, u, c)
+    x = root * size
+    grown = x * (x / (1 + torch.hypot(x, torch.ones_like(x))))  # cosh r - 1
+    return within(w + (grown * along)[..., None] * axis, result_dtype(y, u))
+
+
+def parallel_transport0back(x: Tensor, u: Tensor, c: Curvature) -> Tensor:
+    r"""Parallel transport from x to the origin, the inverse of :func:`parallel_transport0`.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., D)
+        Space components of points.
+    u : Tensor, shape (..., D)
+        Space components of tangent vectors at ``x``.
+    c : float or Tensor
+        Curvature magnitude, c > 0.
+
+    Returns
+    -------
+    Tensor, shape (..., D)
+        Tangent vectors at the origin.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x, u = torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0])
+    >>> back = parallel_transport0back(x, parallel_transport0(x, u, c=1.0), c=1.0)
+    >>> torch.allclose(back, u, atol=1e-6)
+    True
+    """
+    axis, along, root, size, w = _polar(x, u, c)
+    time = torch.hypot(root * size, torch.ones_like(size))
+    across = w - along[..., None] * axis
+    return within(across + (along / time)[..., None] * axis, result_dtype(x, u))
+
+
+def inner(x: Tensor, u: Tensor, v: Tensor, c: Curvature) -> Tensor:
+    r"""Inner product of tangent vectors, :math:`u_\perp\cdot v_\perp + u_\parallel v_\parallel/(1 + c|x|^2)`.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., D)
+        Space components of points.
+    u, v : Tensor, shape (..., D)
+        Space components of tangent vectors at ``x``.
+    c : float or Tensor
+        Curvature magnitude, c > 0.
+
+    Returns
+    -------
+    Tensor, shape (...)
+
+    Examples
+    --------
+    >>> import torch
+    >>> x, y = torch.tensor([0.5, 0.0]), torch.tensor([-1.0, 2.0])
+    >>> u = logmap(x, y, c=2.0)
+    >>> from riemann_unlearn.geometry import dist
+    >>> torch.allclose(inner(x, u, u, c=2.0).sqrt(), dist(x, y, c=2.0))
+    True
+    """
+    axis, along_u, root, size, a = _polar(x, u, c)
+    b = working(v)
+    along_v = dot(b, axis)
+    time = torch.hypot(root * size, torch.ones_like(size))
+    across = dot(a - along_u[..., None] * axis, b - along_v[..., None] * axis)
+    return within(across + (along_u / time) * (along_v / time), result_dtype(x, u, v))
+
+
+def within(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value`` in ``dtype``, numbers that do not fit at its end."""
+    most = torch.finfo(dtype).max / 4
+    return value.clamp(-most, most).to(dtype)
+
+
+def _polar(x: Tensor, u: Tensor, c: Curvature) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The direction of x, the part of u along it, √c, |x|, and u, all in the working dtype."""
+    a, w = working(x), working(u)
+    size = wide_length(a)
+    axis = unit_vector(a, size)
+    return axis, dot(w, axis), sqrt_c(c, a), size, w
+
+
+def _tangent_length(x: Tensor, u: Tensor, root: Tensor) -> Tensor:
     """Length of the tangent vectors u at x, from their parts along and across x."""
-    size = length(x)
-    axis = x / torch.where(size > 0, size, 1.0)[..., None]
-    along = (u * axis).sum(-1)
-    across = length(u - along[..., None] * axis)
-    ratio = along / torch.sqrt(1 + (root * size).square())
-    some = (across > 0) | (ratio != 0)
-    return torch.where(some, torch.hypot(torch.where(some, across, 1.0), ratio), 0.0)
-
-
-def _sinhc(n: Tensor) -> Tensor:
-    """sinh(n)/n, 1 with gradient 0 at 0."""
-    away = n > 0
-    n = torch.where(away, n, 1.0)
-    return torch.where(away, torch.sinh(n) / n, 1.0)
+    size = wide_length(x)
+    axis = unit_vector(x, size)
+    along = dot(u, axis)
+    across = wide_length(u - along[..., None] * axis)
+    ratio = along / torch.hypot(root * size, torch.ones_like(size))
+    shape = (across + ratio).shape
+    return wide_length(torch.stack([across.expand(shape), ratio.expand(shape)], -1))

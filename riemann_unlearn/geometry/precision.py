@@ -45,26 +45,30 @@ def result_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
+def working_dtype(v: Tensor) -> torch.dtype:
+    """The dtype the elementwise functions compute in on the device of ``v``."""
+    result_dtype(v)
+    return torch.float32 if v.device.type == "mps" else torch.float64
+
+
 def working(v: Tensor) -> Tensor:
     """``v`` in the dtype the elementwise functions compute in.
 
     A gradient too large for the dtype of ``v`` comes back as the largest finite number.
     """
-    dtype = torch.float32 if v.device.type == "mps" else torch.float64
-    return v if v.dtype == dtype else cast(Tensor, _Widen.apply(v, dtype))
+    dtype = working_dtype(v)
+    return v if v.dtype == dtype else cast(Tensor, apply(_Widen, v, dtype))
 
 
 def length(v: Tensor) -> Tensor:
-    """|v| along the last axis, in the dtype of ``v``, where no square over- or underflows."""
-    scale = power_of_two(largest(v))
-    return scale[..., 0] * norm(v / scale)
+    """|v| along the last axis, in the dtype of ``v``; see :func:`wide_length`."""
+    return wide_length(v).to(v.dtype)
 
 
-def norm(v: Tensor) -> Tensor:
-    """|v| along the last axis; at 0 the gradient and what is derived from it are 0."""
-    zero = (v == 0).all(-1)
-    size: Tensor = torch.linalg.vector_norm(torch.where(zero[..., None], 1.0, v), dim=-1)
-    return torch.where(zero, 0.0, size)
+def wide_length(v: Tensor) -> Tensor:
+    """|v| along the last axis, in the working dtype; no square over- or underflows, |0| has gradient 0."""
+    size: Tensor = apply(_Length, v)
+    return size
 
 
 def largest(v: Tensor) -> Tensor:
@@ -98,10 +102,79 @@ def sqrt_c(c: Curvature, like: Tensor) -> Tensor:
     return torch.tensor(math.sqrt(c), dtype=like.dtype, device=like.device)
 
 
+def working_root(c: Curvature, v: Tensor) -> Tensor:
+    """√c as :func:`sqrt_c` gives it, in the dtype in which functions of ``v`` are computed."""
+    return sqrt_c(c, v.new_empty(0, dtype=working_dtype(v)))
+
+
+def in_range(v: Tensor) -> tuple[Tensor, Tensor | float]:
+    """``v`` in the working dtype, divided by a power of two such that no square over- or underflows."""
+    dtype = working_dtype(v)
+    if torch.finfo(v.dtype).max < math.sqrt(torch.finfo(dtype).max):
+        return v.to(dtype), 1.0
+    wide = v.to(dtype)
+    scale = power_of_two(largest(wide))
+    return wide / scale, scale[..., 0]
+
+
+def unit_vector(v: Tensor, n: Tensor) -> Tensor:
+    """v/|v| in the dtype of its length ``n``, and 0 for 0."""
+    return v.to(n.dtype) / torch.where(n > 0, n, torch.inf)[..., None]
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product along the last axis."""
+    return (a * b).sum(-1)
+
+
+def finite(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value``, no larger than ``dtype`` holds, with room for a few roundings."""
+    most = min(torch.finfo(dtype).max, torch.finfo(value.dtype).max) / 4
+    return value.clamp(-most, most)
+
+
+def apply(function: Any, *arguments: Any) -> Any:
+    """``function.apply``, with its rule for forward mode where that can be used.
+
+    Dynamo does not trace a function that has such a rule, so it stands in the subclass ``function.Forward``.
+    """
+    return (function if torch.compiler.is_compiling() else function.Forward).apply(*arguments)
+
+
+class _Length(torch.autograd.Function):
+    generate_vmap_rule = True
+    Forward: type[torch.autograd.Function]
+
+    @staticmethod
+    def forward(v: Tensor) -> Tensor:
+        wide, scale = in_range(v)
+        size = scale * torch.linalg.vector_norm(wide, dim=-1)
+        return size.clamp(max=torch.finfo(size.dtype).max)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+        ctx.save_for_forward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        v, n = ctx.saved_tensors
+        by_v: Tensor = finite(gradient, v.dtype)[..., None] * unit_vector(v, n)
+        return by_v.to(v.dtype)
+
+
+class _LengthForward(_Length):
+    @staticmethod
+    def jvp(ctx: Any, moved: Tensor) -> Tensor:
+        v, n = ctx.saved_tensors
+        return dot(unit_vector(v, n), moved)
+
+
 class _Widen(torch.autograd.Function):
     """A conversion to a wider dtype, whose gradient is clamped to what the narrower one can hold."""
 
     generate_vmap_rule = True
+    Forward: type[torch.autograd.Function]
 
     @staticmethod
     def forward(v: Tensor, dtype: torch.dtype) -> Tensor:
@@ -116,6 +189,11 @@ class _Widen(torch.autograd.Function):
         most = torch.finfo(ctx.narrow).max
         return gradient.clamp(-most, most).to(ctx.narrow), None
 
+
+class _WidenForward(_Widen):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         return tangent.to(ctx.wide)
+
+
+_Length.Forward, _Widen.Forward = _LengthForward, _WidenForward

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from riemann_unlearn.geometry import triangle as tri
 from riemann_unlearn.geometry.pairwise import FixNear, pairwise
-from riemann_unlearn.geometry.precision import Curvature, length, result_dtype, sqrt_c, working
+from riemann_unlearn.geometry.precision import (
+    Curvature,
+    finite,
+    result_dtype,
+    wide_length,
+    working,
+    working_root,
+)
 
 __all__ = [
     "arcosh",
@@ -27,6 +34,7 @@ __all__ = [
     "exterior_angle",
     "from_ambient",
     "half_aperture",
+    "project",
     "to_ambient",
 ]
 
@@ -104,9 +112,8 @@ def dist0(x: Tensor, c: Curvature) -> Tensor:
     >>> dist0(expmap0(torch.tensor([3.0, 4.0]), c=2.0), c=2.0)
     tensor(5.)
     """
-    wide = working(x)
-    root = sqrt_c(c, wide)
-    return (torch.asinh(root * length(wide)) / root).to(result_dtype(x))
+    root = working_root(c, x)
+    return (torch.asinh(tri.bounded(root * wide_length(x))) / root).to(result_dtype(x))
 
 
 def half_aperture(x: Tensor, c: Curvature, min_radius: float = 0.1) -> Tensor:
@@ -135,8 +142,7 @@ def half_aperture(x: Tensor, c: Curvature, min_radius: float = 0.1) -> Tensor:
     >>> half_aperture(torch.tensor([[0.1, 0.0], [0.4, 0.0]]), c=1.0)
     tensor([1.5708, 0.5236])
     """
-    wide = working(x)
-    n = sqrt_c(c, wide) * length(wide)
+    n = tri.bounded(working_root(c, x) * wide_length(x))
     # Divided by 1+n, for the square of a far point's n may not be finite.
     return tri.aperture(n / (1 + n), 2 * min_radius / (1 + n)).to(result_dtype(x))
 
@@ -178,8 +184,24 @@ def to_ambient(x: Tensor, c: Curvature) -> Tensor:
     >>> to_ambient(torch.zeros(2), c=0.25)
     tensor([2., 0., 0.])
     """
-    wide = working(x)
-    return torch.cat([time_component(wide, sqrt_c(c, wide))[..., None], wide], -1).to(result_dtype(x))
+    dtype = result_dtype(x)
+    time = tri.bounded(time_component(x, working_root(c, x)))
+    shape = (*time.shape, x.shape[-1])
+    return torch.cat([finite(time, dtype).to(dtype)[..., None], x.to(dtype).expand(shape)], -1)
+
+
+def project(p: Tensor, c: Curvature) -> Tensor:
+    """The ambient point that has the space components of ``p``.
+
+    Those are where a stored point has its digits; the time component is computed anew.
+
+    Examples
+    --------
+    >>> import torch
+    >>> project(torch.tensor([0.0, 3.0, 4.0]), c=1.0)
+    tensor([5.0990, 3.0000, 4.0000])
+    """
+    return to_ambient(from_ambient(p), c)
 
 
 def from_ambient(p: Tensor) -> Tensor:
@@ -226,16 +248,15 @@ def arcosh1p(t: Tensor) -> Tensor:
 
 def points_triangle(x: Tensor, y: Tensor, c: Curvature) -> tuple[tri.Triangle, Tensor]:
     """The triangle of the origin and two points, in the working dtype, and √c."""
-    a, b = working(x), working(y)
-    root = sqrt_c(c, a)
+    root = working_root(c, x)
 
     def gap(difference: Tensor, total: Tensor) -> Tensor:
         return 2 * torch.asinh(difference / (2 * torch.cosh(total / 2)))
 
-    return tri.triangle(a, b, root, torch.asinh, gap), root
+    return tri.triangle(x, y, root, torch.asinh, gap), root
 
 
 def time_component(x: Tensor, root: Tensor) -> Tensor:
     """√(1/c + |x|²), shape (...), from √c."""
-    size = length(x)
-    return torch.hypot(size, (1 / root).expand_as(size))
+    size = wide_length(x)
+    return torch.hypot(size, torch.reciprocal(root))

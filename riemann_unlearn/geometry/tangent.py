@@ -24,7 +24,7 @@ from torch import Tensor
 
 from riemann_unlearn.geometry import triangle as tri
 from riemann_unlearn.geometry.pairwise import FixNear, pairwise
-from riemann_unlearn.geometry.precision import Curvature, length, result_dtype, sqrt_c, working
+from riemann_unlearn.geometry.precision import Curvature, result_dtype, wide_length, working_root
 
 __all__ = ["cdist", "dist", "dist0", "exterior_angle", "half_aperture"]
 
@@ -117,7 +117,7 @@ def dist0(v: Tensor, c: Curvature) -> Tensor:
     >>> dist0(torch.tensor([3.0, 4.0]), c=2.0)
     tensor(5.)
     """
-    return length(working(v)).to(result_dtype(v))
+    return wide_length(v).to(result_dtype(v))
 
 
 def half_aperture(v: Tensor, c: Curvature, min_radius: float = 0.1) -> Tensor:
@@ -146,8 +146,7 @@ def half_aperture(v: Tensor, c: Curvature, min_radius: float = 0.1) -> Tensor:
     >>> half_aperture(torch.zeros(2), c=1.0)
     tensor(1.5708)
     """
-    wide = working(v)
-    r = sqrt_c(c, wide) * length(wide)
+    r = tri.bounded(working_root(c, v) * wide_length(v))
     # Everything times e^-r: sinh r becomes (1 - e^-2r)/2, and nothing overflows.
     return tri.aperture(-torch.expm1(-2 * r) / 2, 2 * min_radius * torch.exp(-r)).to(result_dtype(v))
 
@@ -184,6 +183,5 @@ def exterior_angle(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
 
 
 def _triangle(v1: Tensor, v2: Tensor, c: Curvature) -> tuple[tri.Triangle, Tensor]:
-    a, b = working(v1), working(v2)
-    root = sqrt_c(c, a)
-    return tri.triangle(a, b, root, lambda n: n, lambda gap, _: gap), root
+    root = working_root(c, v1)
+    return tri.triangle(v1, v2, root, lambda n: n, lambda gap, _: gap), root

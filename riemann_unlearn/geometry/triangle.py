@@ -11,7 +11,7 @@ opposite the origin and the exterior angle at corner 1 are
 
 The first has no cancellation. In the second, every term is at most about sinh D, which is the length of
 the pair (law of sines), so the angle is right to rounding. What remains is to find r₁ - r₂ and θ from two
-vectors without cancellation, by their difference.
+vectors without cancellation, by their difference: :func:`~riemann_unlearn.geometry.primitives.corner` does.
 """
 
 from __future__ import annotations
@@ -23,11 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from riemann_unlearn.geometry.precision import largest, norm, power_of_two
-
-_NOISE = 2.0**-70
-"""What the two Gram-Schmidt steps may leave of a component that should vanish: 2^-53 · 2^-24 of it. In
-float32 data, a component that should not vanish cannot be that small unless another is far larger."""
+from riemann_unlearn.geometry.primitives import corner
 
 
 class Triangle(NamedTuple):
@@ -55,29 +51,17 @@ def triangle(
     Parameters
     ----------
     p, q : Tensor, shape (..., D)
-        Vectors in the working dtype; shapes broadcast.
+        Vectors; shapes broadcast.
     root : Tensor
-        √c, a scalar or of the batch's shape.
+        √c in the working dtype, a scalar or of the batch's shape.
     radius : callable
         Takes √c·|p| to the radius.
     radial_gap : callable
         Takes √c·(|p|-|q|), accurate, and r₁+r₂ to r₁-r₂.
     """
-    scale = power_of_two(torch.maximum(largest(p), largest(q)))
-    p, q = p / scale, q / scale  # exact, and no square over- or underflows any more
-    n1, n2 = norm(p), norm(q)
-    difference, total = p - q, n1 + n2
-    total = torch.where(total > 0, total, 1.0)
-    at_origin = torch.minimum(n1, n2) < 1e4 * math.sqrt(torch.finfo(n1.dtype).tiny)
-    sine, half_sine = _angle(p, q, n1, n2, difference, at_origin)
-    unit = root * scale[..., 0]
-    r1, r2 = radius(unit * n1), radius(unit * n2)
-    gap = radial_gap(unit * (difference * (p + q)).sum(-1) / total, r1 + r2)
-    # A point at the origin has no direction, but moving it along the other's direction changes the side
-    # by as much: a term of value 0 carries that gradient.
-    towards = unit * (p * q).sum(-1) / total
-    gap = torch.where(at_origin, torch.where(n1 < n2, gap + towards, gap - towards), gap)
-    return Triangle(r1, r2, gap, sine, half_sine)
+    n1, n2, gap, sine, half_sine = corner(p, q)
+    r1, r2 = radius(bounded(root * n1)), radius(bounded(root * n2))
+    return Triangle(r1, r2, radial_gap(bounded(root * gap), r1 + r2), sine, half_sine)
 
 
 def side(t: Triangle) -> Tensor:
@@ -146,31 +130,10 @@ def is_unresolved(r1: Tensor, r2: Tensor, d: Tensor) -> Tensor:
     return ~(log < log_size)
 
 
-def _angle(
-    p: Tensor, q: Tensor, n1: Tensor, n2: Tensor, difference: Tensor, at_origin: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Sin θ and sin(θ/2), by the part of p - q perpendicular to the shorter of the two."""
-    first = (n1 <= n2)[..., None]
-    base = torch.where(first, p, q)
-    short, long = torch.minimum(n1, n2), torch.maximum(n1, n2)
-    short, long = torch.where(at_origin, 1.0, short), torch.where(at_origin, 1.0, long)
-    square = (short * short)[..., None]
-    # Gram-Schmidt, twice. The first product is taken in two parts, the leading one exact for float32
-    # data in float64: so points on one ray are found to be, however far out.
-    along = (difference * base).sum(-1, keepdim=True) / square
-    head = along.detach().clamp(-1e30, 1e30).float().to(along.dtype)
-    rest = (difference - base * head) - base * (along - head)
-    rest = rest - base * ((rest * base).sum(-1, keepdim=True) / square)
-    rest = torch.where(rest.abs() <= _NOISE * (along * base).abs(), 0.0, rest)
-    sine = norm(rest) / long
-    cosine = ((p * q).sum(-1) / (short * long)).clamp(-1, 1)
-    acute = cosine > 0
-    half = torch.where(
-        acute,
-        sine / torch.sqrt(2 * (1 + torch.where(acute, cosine, 0.0))),
-        torch.sqrt((1 - torch.where(acute, 0.0, cosine)) / 2),
-    )
-    return torch.where(at_origin, 0.0, sine), torch.where(at_origin, 0.0, half)
+def bounded(x: Tensor) -> Tensor:
+    """``x`` where a vector of the largest float64 numbers would be infinite."""
+    most = torch.finfo(x.dtype).max / 4
+    return x.clamp(-most, most)
 
 
 def _far_side(t: Triangle, far: Tensor) -> Tensor:

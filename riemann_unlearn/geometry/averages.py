@@ -1,0 +1,135 @@
+r"""Points between points: geodesics, midpoints and centroids, in space components."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from riemann_unlearn.geometry import triangle as tri
+from riemann_unlearn.geometry.maps import within
+from riemann_unlearn.geometry.precision import (
+    Curvature,
+    dot,
+    result_dtype,
+    sqrt_c,
+    unit_vector,
+    wide_length,
+    working,
+)
+from riemann_unlearn.geometry.space import points_triangle, time_component
+
+__all__ = ["centroid", "geodesic", "midpoint"]
+
+
+def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: Curvature) -> Tensor:
+    r"""The point a fraction t of the way from x to y.
+
+    :math:`(\sinh((1-t)D)\,x + \sinh(tD)\,y)/\sinh D` with D = √c·d.
+
+    Parameters
+    ----------
+    x, y : Tensor, shape (..., D)
+        Space components of points.
+    t : float or Tensor
+        0 gives x and 1 gives y; between them nothing cancels or overflows. Broadcasts against the batch.
+    c : float or Tensor
+        Curvature magnitude, c > 0.
+
+    Returns
+    -------
+    Tensor, shape (..., D)
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riemann_unlearn.geometry import expmap0
+    >>> v = torch.tensor([3.0, 4.0])
+    >>> torch.allclose(geodesic(0 * v, expmap0(v, c=1.0), 0.5, c=1.0), expmap0(v / 2, c=1.0))
+    True
+    """
+    a, b = working(x), working(y)
+    corners, _ = points_triangle(a, b, c)
+    d = tri.side(corners)
+    part = torch.as_tensor(t, dtype=d.dtype, device=d.device)
+    first, second = _share(1 - part, d)[..., None], _share(part, d)[..., None]
+    return within(first * a + second * b, result_dtype(x, y))
+
+
+def midpoint(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
+    r"""The point halfway from x to y, :math:`(x+y)/(2\cosh(D/2))`.
+
+    Parameters
+    ----------
+    x, y : Tensor, shape (..., D)
+        Space components of points.
+    c : float or Tensor
+        Curvature magnitude, c > 0.
+
+    Returns
+    -------
+    Tensor, shape (..., D)
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.tensor([0.3, -0.4])
+    >>> midpoint(x, x, c=1.0), midpoint(x, -x, c=1.0)
+    (tensor([ 0.3000, -0.4000]), tensor([0., 0.]))
+    """
+    a, b = working(x), working(y)
+    corners, _ = points_triangle(a, b, c)
+    near = torch.exp(-tri.side(corners) / 2)
+    return within((a + b) * (near / (1 + near * near))[..., None], result_dtype(x, y))
+
+
+def centroid(x: Tensor, c: Curvature, weights: Tensor | None = None) -> Tensor:
+    r"""The Lorentz centroid of points, :math:`\sum w_i p_i` of the ambient points, scaled onto the manifold.
+
+    It minimizes the weighted sum of the squared Lorentz distances :math:`-2/c - 2\langle p, p_i\rangle`
+    (Law et al. 2019) and has a closed form. It is not Fréchet's mean, but near it for points that lie
+    together.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., N, D)
+        Space components of points.
+    c : float or Tensor
+        Curvature magnitude, c > 0; a scalar.
+    weights : Tensor, shape (..., N), optional
+        Non-negative, not all zero; only their ratios matter. Equal when not given.
+
+    Returns
+    -------
+    Tensor, shape (..., D)
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.tensor([[0.3, -0.4], [0.0, 1.0]])
+    >>> torch.allclose(centroid(x, c=1.0), midpoint(x[0], x[1], c=1.0))
+    True
+    """
+    a = working(x)
+    root = sqrt_c(c, a)
+    w = torch.ones_like(a[..., 0]) if weights is None else weights.to(a)
+    w = w / w.sum(-1, keepdim=True)
+    times = time_component(a, root)
+    mean = dot(w[..., None, :], a.mT)
+    size = wide_length(mean)
+    axis = unit_vector(mean, size)[..., None, :]
+    # <m,m> = (t+|m|)(t-|m|), and t-|m| is the mean of t_i - x_i·m̂, which has a form without cancellation.
+    along = dot(a, axis)
+    across = wide_length(a - along[..., None] * axis)
+    ahead = along > 0
+    near = (root**-2 + across.square()) / (times + torch.where(ahead, along, 0.0))
+    below = dot(w, torch.where(ahead, near, times - along))
+    above = dot(w, times) + size
+    return within(mean / (root * torch.sqrt(below) * torch.sqrt(above))[..., None], result_dtype(x))
+
+
+def _share(t: Tensor, d: Tensor) -> Tensor:
+    """sinh(t·d)/sinh(d), t for d = 0."""
+    some = d > 0
+    d = torch.where(some, d, 1.0)
+    share = torch.exp((t - 1) * d) * (torch.expm1(-2 * t * d) / torch.expm1(-2 * d))
+    return torch.where(some, share, t)

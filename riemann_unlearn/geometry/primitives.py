@@ -1,0 +1,311 @@
+r"""The two operations that touch whole vectors, each with its gradient written by hand.
+
+Everything in this package comes down to them and to functions of a few numbers for each row:
+
+- :func:`corner` takes two vectors to their lengths, the difference of the lengths and the angle between
+  them, without cancellation;
+- :func:`radial` moves a vector along its ray, :math:`v \mapsto \hat v\, f(\sqrt c\,|v|)/\sqrt c`. The
+  exponential map and the logarithm at the origin and the passages between models of hyperbolic space are all
+  of that form.
+
+Both compute in float64 whatever they are given (see :mod:`~riemann_unlearn.geometry.precision`), take a row
+in a few passes, and give gradients that are finite where the mathematical one is not defined. Their backward
+passes are differentiable again, and can be mapped and compiled.
+
+**Angle.** With :math:`s = x\cdot y/|x|^2`, the part of y across x is :math:`ρ = y - s\,x`. It is taken in two
+steps, the first with the leading bits of s, so that no product is rounded: for nearly parallel vectors the
+subtractions are then exact, and ρ is right to rounding. The second step removes what is left along x. Lengths
+follow by Pythagoras, and so does their difference, from s - 1 and |ρ|², whose terms are not larger than the
+distance between x and y.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from riemann_unlearn.geometry.precision import (
+    apply,
+    dot,
+    finite,
+    in_range,
+    unit_vector,
+    wide_length,
+    working_dtype,
+)
+
+
+class Corner(NamedTuple):
+    """Two vectors as the origin sees them; each number in the form that keeps its digits."""
+
+    n1: Tensor
+    """|x|"""
+    n2: Tensor
+    """|y|"""
+    gap: Tensor
+    """|x| - |y|"""
+    sine: Tensor
+    """sin θ; 0 where a vector is zero."""
+    half_sine: Tensor
+    """sin(θ/2); 0 where a vector is zero."""
+
+
+def corner(x: Tensor, y: Tensor) -> Corner:
+    """Lengths of two vectors and the angle between them, in the working dtype.
+
+    A vector that is zero has no direction; its gradient is that of moving it along the other one. At θ = 0
+    and θ = π, where the angle has a kink, its gradient is 0.
+
+    Parameters
+    ----------
+    x, y : Tensor, shape (..., D)
+        The leading shapes broadcast.
+    """
+    x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
+    return Corner(*apply(_Corner, x, y)[:5])
+
+
+class Profile(NamedTuple):
+    """The function f of a radial map, by what is needed of it; all of it takes m = √c|v|."""
+
+    ratio: Callable[[Tensor], Tensor]
+    """f(m)/m"""
+    slope: Callable[[Tensor], Tensor]
+    """f'(m)"""
+    excess: Callable[[Tensor], Tensor]
+    """m·f'(m) - f(m), which is what the curvature moves."""
+
+
+def radial(v: Tensor, root: Tensor, profile: Profile, dtype: torch.dtype) -> Tensor:
+    """The vectors v̂·f(√c|v|)/√c in ``dtype``; v itself where v is zero.
+
+    Parameters
+    ----------
+    v : Tensor, shape (..., D)
+    root : Tensor
+        √c in the working dtype, a scalar or of the batch's shape.
+    """
+    shape = torch.broadcast_shapes(v.shape[:-1], root.shape)  # type: ignore[no-untyped-call]
+    moved: Tensor = apply(_Radial, v.expand(*shape, v.shape[-1]), root.expand(shape), profile, dtype)[0]
+    return moved
+
+
+class _Radial(torch.autograd.Function):
+    generate_vmap_rule = True
+    Forward: type[torch.autograd.Function]
+
+    @staticmethod
+    def forward(v: Tensor, root: Tensor, profile: Profile, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        n = wide_length(v)
+        ratio, _, _ = _profiled(profile, n, root, dtype)
+        return (v.to(n.dtype) * ratio[..., None]).to(dtype), n
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+        v, root, ctx.profile, ctx.dtype = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(v, root, output[1])
+        ctx.save_for_forward(v, root, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        v, root, n = ctx.saved_tensors
+        if torch.is_grad_enabled():  # differentiable again
+            n = wide_length(v)
+        ratio, turn, by_root = _profiled(ctx.profile, n, root, ctx.dtype)
+        unit, wide = unit_vector(v, n), gradient.to(n.dtype)
+        along = dot(unit, wide)
+        pulled = torch.addcmul(ratio[..., None] * wide, (turn * along)[..., None], unit)
+        most = torch.finfo(v.dtype).max
+        return pulled.clamp(-most, most).to(v.dtype), finite(along * by_root, root.dtype), None, None
+
+
+class _RadialForward(_Radial):
+    @staticmethod
+    def jvp(ctx: Any, moved: Tensor | None, moved_root: Tensor | None, *_: None) -> tuple[Tensor, None]:
+        v, root, n = ctx.saved_tensors
+        ratio, turn, by_root = _profiled(ctx.profile, n, root, ctx.dtype)
+        unit = unit_vector(v, n)
+        pushed = torch.zeros_like(unit)
+        if moved is not None:
+            wide = moved.to(n.dtype)
+            pushed = ratio[..., None] * wide + (turn * dot(unit, wide))[..., None] * unit
+        if moved_root is not None:
+            pushed = pushed + (moved_root * by_root)[..., None] * unit
+        return pushed.to(ctx.dtype), None
+
+
+def _profiled(profile: Profile, n: Tensor, root: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """f(m)/m, f'(m) - f(m)/m and the derivative of f(m)/√c by √c; constant past the end of ``dtype``."""
+    m = (root * n).clamp(max=torch.finfo(n.dtype).max)
+    top = min(torch.finfo(dtype).max / 4, torch.finfo(n.dtype).max / 2**13)
+    ratio = profile.ratio(m)
+    held = ratio * n.clamp(max=top) >= top
+    ratio = torch.where(held, top / torch.where(held, n, 1.0), ratio)
+    slope = torch.where(held, 0.0, profile.slope(m))
+    # The powers of the root are taken one by one, for small curvatures.
+    return ratio, slope - ratio, torch.where(held, 0.0, profile.excess(m) / root / root)
+
+
+class _Corner(torch.autograd.Function):
+    generate_vmap_rule = True
+    Forward: type[torch.autograd.Function]
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        (a, scale1), (b, scale2) = in_range(x), in_range(y)
+        square = dot(a, a)
+        zero = square == 0
+        square = torch.where(zero, 1.0, square)
+        s = dot(a, b) / square
+        head = _leading(s)
+        if working_dtype(x) == torch.promote_types(x.dtype, y.dtype):
+            across, rest = _across_exactly(a, b, square, head)
+        else:  # products of half as many bits as the working dtype has are exact
+            across = torch.addcmul(b, a, -head[..., None])
+            rest = dot(across, a) / square
+            across = torch.addcmul(across, a, -rest[..., None])
+        size = torch.linalg.vector_norm(across, dim=-1)
+        # What is no more than rounding of the second step is nothing: points on one ray are found to be.
+        unit = torch.finfo(a.dtype).eps
+        n1 = torch.where(zero, 0.0, torch.sqrt(square))
+        size = torch.where(size <= 8 * unit * (rest.abs() * n1), 0.0, size)
+        along = (head + rest) * n1
+        n2 = torch.hypot(along, size)
+        defined = ~zero & (n2 > 0)
+        n2_or_1 = torch.where(defined, n2, 1.0)
+        sine, cosine = size / n2_or_1, along / n2_or_1
+        obtuse = cosine < 0
+        half = torch.where(
+            obtuse,
+            torch.sqrt((1 - cosine) / 2),
+            sine / torch.sqrt(2 * (1 + torch.where(obtuse, 0.0, cosine))),
+        )
+        ratio = scale2 / scale1
+        like = defined & (n2 * ratio < 2 * n1) & (n1 < 2 * n2 * ratio)
+        most = torch.finfo(a.dtype).max
+        t1, t2 = (scale1 * n1).clamp(max=most), (scale2 * n2).clamp(max=most)
+        # (s-1)(s+1)|x|² + |ρ|², over |x|+|y|; with the scales, which are equal or a factor 2 or 4 apart.
+        over = ((head * ratio - 1) + rest * ratio) * ((head + rest) * ratio + 1) * n1
+        over = (over + size * ratio * (size * ratio / torch.where(zero, 1.0, n1))) / (1 + n2 * ratio / n1)
+        gap = torch.where(like, -scale1 * over, t1 - t2)
+        sine, half = (torch.where(defined, value, 0.0) for value in (sine, half))
+        normal = across / torch.where(size > 0, size, torch.inf)[..., None]
+        return t1, t2, gap, sine, half, normal
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(output[5])
+        ctx.save_for_backward(*inputs, *output)
+        ctx.save_for_forward(*inputs, *output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        by_n1, by_n2, by_gap, by_sine, by_half, _ = gradients
+        x, y, n1, n2, _, sine, half, normal = ctx.saved_tensors
+        if torch.is_grad_enabled():  # differentiable again
+            normal = _differentiable_normal(x, y, n1, n2, sine, normal)
+        frame = _frame(n1, n2, sine, half)
+        by_angle = by_sine * frame.cosine + by_half * frame.half_slope
+        along1, along2 = by_n1 + by_gap, by_n2 - by_gap
+        turn1 = torch.where(frame.zero1, along1, -by_angle * frame.over1)
+        turn2 = by_angle * frame.over2
+        # In the basis of x̂ and the normal to it, ŷ is (cos, sin) and the normal to ŷ is (sin, -cos).
+        by_x = (along1, turn1)
+        by_y = (along2 * frame.cosine - turn2 * sine, along2 * frame.sine + turn2 * frame.cosine)
+        unit = unit_vector(x, n1)
+
+        def combined(parts: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+            first, second = (finite(part, dtype)[..., None] for part in parts)
+            return torch.addcmul(second * normal, first, unit).to(dtype)
+
+        return combined(by_x, x.dtype), combined(by_y, y.dtype)
+
+
+class _CornerForward(_Corner):
+    @staticmethod
+    def jvp(ctx: Any, moved_x: Tensor | None, moved_y: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, _, n1, n2, _, sine, half, normal = ctx.saved_tensors
+        frame, unit = _frame(n1, n2, sine, half), unit_vector(x, n1)
+        none = torch.zeros_like(n1)
+        along1 = across1 = along2 = across2 = none
+        if moved_x is not None:
+            along1, across1 = dot(unit, moved_x), dot(normal, moved_x)
+        if moved_y is not None:
+            parts = dot(unit, moved_y), dot(normal, moved_y)
+            along2 = frame.cosine * parts[0] + frame.sine * parts[1]
+            across2 = sine * parts[0] - frame.cosine * parts[1]
+        along1 = along1 + torch.where(frame.zero1, across1, 0.0)
+        angle = -across1 * frame.over1 - across2 * frame.over2
+        return along1, along2, along1 - along2, frame.cosine * angle, frame.half_slope * angle, None
+
+
+_Radial.Forward, _Corner.Forward = _RadialForward, _CornerForward
+
+
+class _Frame(NamedTuple):
+    """What the derivatives of a corner are made of; a zero vector is taken to lie along the other one."""
+
+    zero1: Tensor
+    cosine: Tensor
+    sine: Tensor
+    half_slope: Tensor
+    """d sin(θ/2)/dθ"""
+    over1: Tensor
+    """1/|x|; 0 where there is no angle."""
+    over2: Tensor
+
+
+def _frame(n1: Tensor, n2: Tensor, sine: Tensor, half: Tensor) -> _Frame:
+    zero1, zero2 = n1 == 0, n2 == 0
+    defined = (sine > 0) & ~zero1 & ~zero2
+    cosine = torch.where(zero1, 0.0, 1 - 2 * half.square())
+    acute = half < 1
+    half_cosine = torch.where(acute, torch.sqrt(torch.where(acute, (1 - half) * (1 + half), 1.0)), 0.0)
+    over1, over2 = (torch.where(defined, 1 / torch.where(defined, n, 1.0), 0.0) for n in (n1, n2))
+    return _Frame(zero1, cosine, torch.where(zero1, 1.0, sine), half_cosine / 2, over1, over2)
+
+
+def _differentiable_normal(
+    x: Tensor, y: Tensor, n1: Tensor, n2: Tensor, sine: Tensor, normal: Tensor
+) -> Tensor:
+    """``normal`` with the derivative of (y - (y·x̂) x̂)/|…|."""
+    size = torch.where(n1 == 0, n2, n2 * sine)
+    some = size > 0
+    size = torch.where(some, size, 1.0)[..., None]
+    unit, wide = unit_vector(x, n1), y.to(n1.dtype)
+    across = wide - dot(wide, unit)[..., None] * unit
+    across = across - across.detach() + normal * size.detach()
+    return torch.where(some[..., None], across / size, 0.0)
+
+
+def _across_exactly(a: Tensor, b: Tensor, square: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of b across a, and the rest of b·a/|a|² after ``head``, with error-free transformations.
+
+    Dekker's splitting makes the products exact and Knuth's sum keeps what the difference rounds off.
+    """
+    a1 = _leading(a)
+    a2 = a - a1
+    near = b - a1 * head[..., None]
+    small = a2 * head[..., None]
+    across = near - small
+    back = across - near
+    lost = (near - (across - back)) - (small + back)
+    rest = dot(across, a) / square
+    t = rest[..., None]
+    t1 = _leading(t)
+    t2 = t - t1
+    product = a * t
+    rounded = ((a1 * t1 - product) + a1 * t2 + a2 * t1) + a2 * t2
+    return (across - product) + (lost - rounded), rest
+
+
+def _leading(s: Tensor) -> Tensor:
+    """The leading half of the bits of s (Veltkamp)."""
+    bits = -round(math.log2(torch.finfo(s.dtype).eps)) + 1
+    high = s * (2.0 ** ((bits + 1) // 2) + 1)
+    return high - (high - s)

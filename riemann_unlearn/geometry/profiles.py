@@ -1,0 +1,100 @@
+r"""The radial maps of the Lorentz model, each :math:`v \mapsto \hat v\, f(\sqrt c|v|)/\sqrt c` for its f.
+
+=================  ==================================  =======================
+map                f(m)                                from, to
+=================  ==================================  =======================
+``EXPONENTIAL``    sinh m                              tangent at 0, point
+``LOGARITHM``      asinh m                             point, tangent at 0
+``TO_POINCARE``    m/(1+√(1+m²))                       point, Poincaré ball
+``FROM_POINCARE``  2m/((1-m)(1+m))                     Poincaré ball, point
+``TO_KLEIN``       m/√(1+m²)                           point, Klein model
+``FROM_KLEIN``     m/√((1-m)(1+m))                     Klein model, point
+=================  ==================================  =======================
+
+Each is given by f(m)/m, f'(m) and m·f'(m) - f(m); where the last two are close, by a series.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from riemann_unlearn.geometry.primitives import Profile
+
+
+def sinhc(m: Tensor) -> Tensor:
+    """sinh(m)/m, 1 with gradient 0 at 0; constant where sinh is about to leave the dtype."""
+    m = held(m)
+    away = m > 0
+    m = torch.where(away, m, 1.0)
+    return torch.where(away, torch.sinh(m) / m, 1.0)
+
+
+def asinhc(m: Tensor) -> Tensor:
+    """asinh(m)/m, 1 with gradient 0 at 0."""
+    away = m > 0
+    m = torch.where(away, m, 1.0)
+    return torch.where(away, torch.asinh(m) / m, 1.0)
+
+
+def held(m: Tensor) -> Tensor:
+    """``m`` up to where m·e^m leaves the dtype."""
+    return m.clamp(max=math.log(torch.finfo(m.dtype).max) - 8)
+
+
+def _sinh_excess(m: Tensor) -> Tensor:
+    m = held(m)
+    small = m < 0.5
+    s, big = torch.where(small, m, 0.0), torch.where(small, 1.0, m)
+    q = s * s
+    # Σ 2k m^(2k+1)/(2k+1)!, k = 1 … 6, by the ratios of its terms.
+    series = torch.ones_like(q)
+    for ratio in (130, 88, 54, 28, 10):
+        series = 1 + q / ratio * series
+    return torch.where(small, s * q / 3 * series, big * torch.cosh(big) - torch.sinh(big))
+
+
+def _asinh_excess(m: Tensor) -> Tensor:
+    small = m < 0.06
+    s, big = torch.where(small, m, 0.0), torch.where(small, 1.0, m)
+    q = s * s
+    # Σ binom(-1/2, k) 2k/(2k+1) m^(2k+1), k = 1 … 6.
+    series = torch.zeros_like(q)
+    for coefficient in (693 / 3328, -315 / 1408, 35 / 144, -15 / 56, 3 / 10, -1 / 3):
+        series = q * (coefficient + series)
+    return torch.where(small, s * series, big / _time(big) - torch.asinh(big))
+
+
+def _time(m: Tensor) -> Tensor:
+    return torch.hypot(m, torch.ones_like(m))
+
+
+def _complement(m: Tensor) -> Tensor:
+    """1 - m²; at m ≥ 1, where there are no points, its smallest value within."""
+    return (1 - m).clamp(min=torch.finfo(m.dtype).eps / 2) * (1 + m.clamp(max=1))
+
+
+EXPONENTIAL = Profile(sinhc, lambda m: torch.cosh(held(m)), _sinh_excess)
+LOGARITHM = Profile(asinhc, lambda m: 1 / _time(m), _asinh_excess)
+TO_POINCARE = Profile(
+    lambda m: 1 / (1 + _time(m)),
+    lambda m: 1 / _time(m) / (1 + _time(m)),
+    lambda m: -(m / _time(m)) * (m / (1 + _time(m))) * (m / (1 + _time(m))),
+)
+FROM_POINCARE = Profile(
+    lambda m: 2 / _complement(m),
+    lambda m: 2 * (1 + m.clamp(max=1).square()) / _complement(m).square(),
+    lambda m: 4 * m.clamp(max=1) ** 3 / _complement(m).square(),
+)
+TO_KLEIN = Profile(
+    lambda m: 1 / _time(m),
+    lambda m: _time(m) ** -3,
+    lambda m: -((m / _time(m)) ** 3),
+)
+FROM_KLEIN = Profile(
+    lambda m: _complement(m) ** -0.5,
+    lambda m: _complement(m) ** -1.5,
+    lambda m: m.clamp(max=1) ** 3 * _complement(m) ** -1.5,
+)
