@@ -14,6 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from riemann_unlearn.geometry.tiles import tiled
+
 Curvature = float | Tensor
 """Magnitude c > 0 of a curvature -c; a tensor takes gradients and broadcasts against the batch."""
 
@@ -141,15 +143,19 @@ def apply(function: Any, *arguments: Any) -> Any:
     return (function if torch.compiler.is_compiling() else function.Forward).apply(*arguments)
 
 
+def _length(v: Tensor) -> tuple[Tensor]:
+    wide, scale = in_range(v)
+    size = scale * torch.linalg.vector_norm(wide, dim=-1)
+    return (size.clamp(max=torch.finfo(size.dtype).max),)
+
+
 class _Length(torch.autograd.Function):
     generate_vmap_rule = True
     Forward: type[torch.autograd.Function]
 
     @staticmethod
     def forward(v: Tensor) -> Tensor:
-        wide, scale = in_range(v)
-        size = scale * torch.linalg.vector_norm(wide, dim=-1)
-        return size.clamp(max=torch.finfo(size.dtype).max)
+        return tiled(_length, v)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -159,8 +165,11 @@ class _Length(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         v, n = ctx.saved_tensors
-        by_v: Tensor = finite(gradient, v.dtype)[..., None] * unit_vector(v, n)
-        return by_v.to(v.dtype)
+
+        def by_v(v: Tensor, n: Tensor, gradient: Tensor) -> tuple[Tensor]:
+            return ((finite(gradient, v.dtype)[..., None] * unit_vector(v, n)).to(v.dtype),)
+
+        return tiled(by_v, v, n, gradient)[0]
 
 
 class _LengthForward(_Length):

@@ -37,6 +37,7 @@ from riemann_unlearn.geometry.precision import (
     wide_length,
     working_dtype,
 )
+from riemann_unlearn.geometry.tiles import tiled
 
 
 class Corner(NamedTuple):
@@ -100,9 +101,13 @@ class _Radial(torch.autograd.Function):
 
     @staticmethod
     def forward(v: Tensor, root: Tensor, profile: Profile, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        n = wide_length(v)
-        ratio, _, _ = _profiled(profile, n, root, dtype)
-        return (v.to(n.dtype) * ratio[..., None]).to(dtype), n
+        def moved(v: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+            n = wide_length(v)
+            ratio, _, _ = _profiled(profile, n, root, dtype)
+            return (v.to(n.dtype) * ratio[..., None]).to(dtype), n
+
+        moved_v, n = tiled(moved, v, root)
+        return moved_v, n
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
@@ -116,12 +121,17 @@ class _Radial(torch.autograd.Function):
         v, root, n = ctx.saved_tensors
         if torch.is_grad_enabled():  # differentiable again
             n = wide_length(v)
-        ratio, turn, by_root = _profiled(ctx.profile, n, root, ctx.dtype)
-        unit, wide = unit_vector(v, n), gradient.to(n.dtype)
-        along = dot(unit, wide)
-        pulled = torch.addcmul(ratio[..., None] * wide, (turn * along)[..., None], unit)
-        most = torch.finfo(v.dtype).max
-        return pulled.clamp(-most, most).to(v.dtype), finite(along * by_root, root.dtype), None, None
+
+        def pulled(gradient: Tensor, v: Tensor, root: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+            ratio, turn, by_root = _profiled(ctx.profile, n, root, ctx.dtype)
+            unit, wide = unit_vector(v, n), gradient.to(n.dtype)
+            along = dot(unit, wide)
+            by_v = torch.addcmul(ratio[..., None] * wide, (turn * along)[..., None], unit)
+            most = torch.finfo(v.dtype).max
+            return by_v.clamp(-most, most).to(v.dtype), finite(along * by_root, root.dtype)
+
+        by_v, by_root = tiled(pulled, gradient, v, root, n)
+        return by_v, by_root, None, None
 
 
 class _RadialForward(_Radial):
@@ -157,80 +167,60 @@ class _Corner(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        (a, scale1), (b, scale2) = in_range(x), in_range(y)
-        square = dot(a, a)
-        zero = square == 0
-        square = torch.where(zero, 1.0, square)
-        s = dot(a, b) / square
-        head = _leading(s)
-        if working_dtype(x) == torch.promote_types(x.dtype, y.dtype):
-            across, rest = _across_exactly(a, b, square, head)
-        else:  # products of half as many bits as the working dtype has are exact
-            across = torch.addcmul(b, a, -head[..., None])
-            rest = dot(across, a) / square
-            across = torch.addcmul(across, a, -rest[..., None])
-        size = torch.linalg.vector_norm(across, dim=-1)
-        # What is no more than rounding of the second step is nothing: points on one ray are found to be.
-        unit = torch.finfo(a.dtype).eps
-        n1 = torch.where(zero, 0.0, torch.sqrt(square))
-        size = torch.where(size <= 8 * unit * (rest.abs() * n1), 0.0, size)
-        along = (head + rest) * n1
-        n2 = torch.hypot(along, size)
-        defined = ~zero & (n2 > 0)
-        n2_or_1 = torch.where(defined, n2, 1.0)
-        sine, cosine = size / n2_or_1, along / n2_or_1
-        obtuse = cosine < 0
-        half = torch.where(
-            obtuse,
-            torch.sqrt((1 - cosine) / 2),
-            sine / torch.sqrt(2 * (1 + torch.where(obtuse, 0.0, cosine))),
-        )
-        ratio = scale2 / scale1
-        like = defined & (n2 * ratio < 2 * n1) & (n1 < 2 * n2 * ratio)
-        most = torch.finfo(a.dtype).max
-        t1, t2 = (scale1 * n1).clamp(max=most), (scale2 * n2).clamp(max=most)
-        # (s-1)(s+1)|x|² + |ρ|², over |x|+|y|; with the scales, which are equal or a factor 2 or 4 apart.
-        over = ((head * ratio - 1) + rest * ratio) * ((head + rest) * ratio + 1) * n1
-        over = (over + size * ratio * (size * ratio / torch.where(zero, 1.0, n1))) / (1 + n2 * ratio / n1)
-        gap = torch.where(like, -scale1 * over, t1 - t2)
-        sine, half = (torch.where(defined, value, 0.0) for value in (sine, half))
-        normal = across / torch.where(size > 0, size, torch.inf)[..., None]
-        return t1, t2, gap, sine, half, normal
+        return tiled(_corner, x, y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(output[5])
+        ctx.mark_non_differentiable(*output[5:])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs, *output)
         ctx.save_for_forward(*inputs, *output)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        by_n1, by_n2, by_gap, by_sine, by_half, _ = gradients
-        x, y, n1, n2, _, sine, half, normal = ctx.saved_tensors
-        if torch.is_grad_enabled():  # differentiable again
-            normal = _differentiable_normal(x, y, n1, n2, sine, normal)
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, y, n1, n2, _, sine, half, head, size = ctx.saved_tensors
+        by_n1, by_n2, by_gap, by_sine, by_half = (
+            torch.zeros_like(n1) if gradient is None else gradient for gradient in gradients[:5]
+        )
         frame = _frame(n1, n2, sine, half)
         by_angle = by_sine * frame.cosine + by_half * frame.half_slope
         along1, along2 = by_n1 + by_gap, by_n2 - by_gap
         turn1 = torch.where(frame.zero1, along1, -by_angle * frame.over1)
         turn2 = by_angle * frame.over2
         # In the basis of x̂ and the normal to it, ŷ is (cos, sin) and the normal to ŷ is (sin, -cos).
-        by_x = (along1, turn1)
-        by_y = (along2 * frame.cosine - turn2 * sine, along2 * frame.sine + turn2 * frame.cosine)
-        unit = unit_vector(x, n1)
+        by_x = finite(along1, x.dtype), finite(turn1, x.dtype)
+        by_y = (
+            finite(along2 * frame.cosine - turn2 * sine, y.dtype),
+            finite(along2 * frame.sine + turn2 * frame.cosine, y.dtype),
+        )
+        if torch.is_grad_enabled():  # differentiable again
+            unit = unit_vector(x, n1)
+            normal = _differentiable_normal(x, y, n1, n2, sine, _normal(x, y, n1, head, size).detach())
+            pulled = [along[..., None] * unit + across[..., None] * normal for along, across in (by_x, by_y)]
+            return pulled[0].to(x.dtype), pulled[1].to(y.dtype)
 
-        def combined(parts: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
-            first, second = (finite(part, dtype)[..., None] for part in parts)
-            return torch.addcmul(second * normal, first, unit).to(dtype)
+        def combined(
+            x: Tensor, y: Tensor, n1: Tensor, head: Tensor, size: Tensor, *by: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            wide, across = _wide_and_across(x, y, n1, head)
+            n1, size = (torch.where(n > 0, n, torch.inf) for n in (n1, size))
+            along1, turn1, along2, turn2 = (
+                (part / n)[..., None] for part, n in zip(by, (n1, size, n1, size), strict=True)
+            )
+            by_x = torch.addcmul(turn1 * across, along1, wide)
+            by_y = torch.addcmul(turn2 * across, along2, wide)
+            return by_x.to(x.dtype), by_y.to(y.dtype)
 
-        return combined(by_x, x.dtype), combined(by_y, y.dtype)
+        pulled_x, pulled_y = tiled(combined, x, y, n1, head, size, *by_x, *by_y)
+        return pulled_x, pulled_y
 
 
 class _CornerForward(_Corner):
     @staticmethod
     def jvp(ctx: Any, moved_x: Tensor | None, moved_y: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, _, n1, n2, _, sine, half, normal = ctx.saved_tensors
+        x, y, n1, n2, _, sine, half, head, size = ctx.saved_tensors
         frame, unit = _frame(n1, n2, sine, half), unit_vector(x, n1)
+        normal = _normal(x, y, n1, head, size)
         none = torch.zeros_like(n1)
         along1 = across1 = along2 = across2 = none
         if moved_x is not None:
@@ -241,7 +231,7 @@ class _CornerForward(_Corner):
             across2 = sine * parts[0] - frame.cosine * parts[1]
         along1 = along1 + torch.where(frame.zero1, across1, 0.0)
         angle = -across1 * frame.over1 - across2 * frame.over2
-        return along1, along2, along1 - along2, frame.cosine * angle, frame.half_slope * angle, None
+        return along1, along2, along1 - along2, frame.cosine * angle, frame.half_slope * angle, None, None
 
 
 _Radial.Forward, _Corner.Forward = _RadialForward, _CornerForward
@@ -268,6 +258,70 @@ def _frame(n1: Tensor, n2: Tensor, sine: Tensor, half: Tensor) -> _Frame:
     half_cosine = torch.where(acute, torch.sqrt(torch.where(acute, (1 - half) * (1 + half), 1.0)), 0.0)
     over1, over2 = (torch.where(defined, 1 / torch.where(defined, n, 1.0), 0.0) for n in (n1, n2))
     return _Frame(zero1, cosine, torch.where(zero1, 1.0, sine), half_cosine / 2, over1, over2)
+
+
+def _corner(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    (a, scale1), (b, scale2) = in_range(x), in_range(y)
+    square = dot(a, a)
+    zero = square == 0
+    square = torch.where(zero, 1.0, square)
+    s = dot(a, b) / square
+    head = _leading(s)
+    across, rest = _across(_is_wide(x, y), a, b, head, square)
+    size = torch.linalg.vector_norm(across, dim=-1)
+    # What is no more than rounding of the second step is nothing: points on one ray are found to be.
+    unit = torch.finfo(a.dtype).eps
+    n1 = torch.where(zero, 0.0, torch.sqrt(square))
+    size = torch.where(size <= 8 * unit * (rest.abs() * n1), 0.0, size)
+    along = (head + rest) * n1
+    n2 = torch.hypot(along, size)
+    defined = ~zero & (n2 > 0)
+    n2_or_1 = torch.where(defined, n2, 1.0)
+    sine, cosine = size / n2_or_1, along / n2_or_1
+    obtuse = cosine < 0
+    half = torch.where(
+        obtuse,
+        torch.sqrt((1 - cosine) / 2),
+        sine / torch.sqrt(2 * (1 + torch.where(obtuse, 0.0, cosine))),
+    )
+    ratio = scale2 / scale1
+    like = defined & (n2 * ratio < 2 * n1) & (n1 < 2 * n2 * ratio)
+    most = torch.finfo(a.dtype).max
+    t1, t2 = (scale1 * n1).clamp(max=most), (scale2 * n2).clamp(max=most)
+    # (s-1)(s+1)|x|² + |ρ|², over |x|+|y|; with the scales, which are equal or a factor 2 or 4 apart.
+    over = ((head * ratio - 1) + rest * ratio) * ((head + rest) * ratio + 1) * n1
+    over = (over + size * ratio * (size * ratio / torch.where(zero, 1.0, n1))) / (1 + n2 * ratio / n1)
+    gap = torch.where(like, -scale1 * over, t1 - t2)
+    sine, half = (torch.where(defined, value, 0.0) for value in (sine, half))
+    return t1, t2, gap, sine, half, head, size
+
+
+def _is_wide(x: Tensor, y: Tensor) -> bool:
+    """Whether the data has as many bits as the working dtype, so that its products are rounded."""
+    return working_dtype(x) == torch.promote_types(x.dtype, y.dtype)
+
+
+def _across(wide: bool, a: Tensor, b: Tensor, head: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of b across a, and the rest of b·a/|a|² after ``head``."""
+    if wide:
+        return _across_exactly(a, b, square, head)
+    across = torch.addcmul(b, a, -head[..., None])
+    rest = dot(across, a) / square
+    return torch.addcmul(across, a, -rest[..., None]), rest
+
+
+def _wide_and_across(x: Tensor, y: Tensor, n1: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+    """``x``, and the part of ``y`` across it as :func:`_corner` had it: divided by the scale of ``y``."""
+    (a, scale1), (b, _) = in_range(x), in_range(y)
+    square = torch.where(n1 == 0, 1.0, (n1 / scale1).square())
+    across, _ = _across(_is_wide(x, y), a, b, head, square)
+    return x.to(a.dtype), across
+
+
+def _normal(x: Tensor, y: Tensor, n1: Tensor, head: Tensor, size: Tensor) -> Tensor:
+    """The unit vector across x towards y, 0 where there is none."""
+    _, across = _wide_and_across(x, y, n1, head)
+    return across / torch.where(size > 0, size, torch.inf)[..., None]
 
 
 def _differentiable_normal(
