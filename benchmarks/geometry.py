@@ -2,7 +2,7 @@
 
     python -m benchmarks.geometry [--rows 4096] [--dim 512] [--compile] [--device cuda] [--json FILE]
 
-*textbook* is the formula of the literature in plain torch and float32, on space components: acosh of a clamped
+*textbook* is the formula of the literature in plain torch, float32, on space components: acosh of a clamped
 inner product, acos of a clamped cosine, norms with a floor. That is what MERU and its kin run. *geoopt* is
 ``geoopt.Lorentz`` on ambient points. Every figure is the median of repeated runs in one process.
 """

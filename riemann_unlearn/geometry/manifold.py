@@ -15,7 +15,15 @@ from torch import Tensor
 
 from riemann_unlearn.geometry import maps, space
 from riemann_unlearn.geometry.pairwise import FixNear
-from riemann_unlearn.geometry.precision import length, result_dtype, sqrt_c, working
+from riemann_unlearn.geometry.precision import (
+    dot,
+    length,
+    result_dtype,
+    sqrt_c,
+    unit_vector,
+    wide_length,
+    working,
+)
 from riemann_unlearn.geometry.space import time_component
 
 
@@ -109,12 +117,10 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
 
     def proju(self, x: Tensor, v: Tensor, *, dim: int = -1) -> Tensor:
         r"""The tangent part of the ambient vector v at x, :math:`v + \langle x,v\rangle x/k`."""
-        a, b = working(x).movedim(dim, -1), working(v).movedim(dim, -1)
-        points, root = a[..., 1:], sqrt_c(self.c, a)
-        time = time_component(points, root)
-        inner = (points * b[..., 1:]).sum(-1) - time * b[..., 0]
-        moved = b[..., 1:] + (root.square() * inner)[..., None] * points
-        return _ambient(_with_time(points, moved, time).to(result_dtype(x, v)), dim)
+        moved = self._tangent_part(x, v, dim)
+        points = working(_space(x, dim))
+        time = time_component(points, sqrt_c(self._wide_c(x), points))
+        return _ambient(maps.within(_with_time(points, moved, time), result_dtype(x, v)), dim)
 
     def egrad2rgrad(self, x: Tensor, u: Tensor, *, dim: int = -1) -> Tensor:
         """The Riemannian gradient of a function with Euclidean gradient u at x."""
@@ -127,13 +133,16 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
     ) -> Tensor:
         """Exponential map.
 
-        ``norm_tan`` projects u on the tangent space first. ``project`` is geoopt's: the result here is on
-        the manifold either way.
+        ``norm_tan`` makes u a tangent vector first. What is one already, to rounding of its coordinates, is
+        taken by its space components, which is where its digits are; anything else is projected.
+        ``project`` is geoopt's: the result here is on the manifold either way.
         """
+        space_u = _space(u, dim)
         if norm_tan:
-            u = self.proju(x, u, dim=dim)
+            space_u = torch.where(self._is_tangent(x, u, dim), space_u, self._tangent_part(x, u, dim))
         c = self._wide_c(x)
-        return _ambient(space.to_ambient(maps.expmap(_space(x, dim), _space(u, dim), c), c), dim)
+        end = maps.expmap(working(_space(x, dim)), space_u, c)
+        return _ambient(space.to_ambient(maps.within(end, result_dtype(x, u)), c), dim)
 
     retr = expmap
 
@@ -197,6 +206,29 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         wide = working(u)
         whole = _with_time(points, wide, time_component(points, sqrt_c(self._wide_c(x), points)))
         return _ambient(whole.to(u.dtype), dim)
+
+    def _tangent_part(self, x: Tensor, v: Tensor, dim: int) -> Tensor:
+        r"""Space components, in the working dtype, of :math:`v + \langle x,v\rangle x/k`.
+
+        With v = (v_t, v∥ x̂ + v⊥) the part along x̂ is :math:`(1+X^2) v_\parallel - X\sqrt{1+X^2}\,v_t`; the
+        part across stays.
+        """
+        points, b = working(_space(x, dim)), working(v).movedim(dim, -1)
+        root = sqrt_c(self._wide_c(x), points)
+        size = wide_length(points)
+        axis = unit_vector(points, size)
+        along = dot(b[..., 1:], axis)
+        radius = root * size
+        time = torch.hypot(radius, torch.ones_like(radius))
+        kept = time * (time * along - radius * b[..., 0])
+        return b[..., 1:] + (kept - along)[..., None] * axis
+
+    def _is_tangent(self, x: Tensor, u: Tensor, dim: int) -> Tensor:
+        """Whether u is a tangent vector at x up to rounding of the coordinates of both, shape (..., 1)."""
+        a, b = working(x).movedim(dim, -1), working(u).movedim(dim, -1)
+        error = (dot(a[..., 1:], b[..., 1:]) - a[..., 0] * b[..., 0]).abs()
+        sizes = wide_length(a) * wide_length(b)
+        return (error <= 2 * torch.finfo(result_dtype(x, u)).eps * sizes)[..., None]
 
     def _check_point_on_manifold(
         self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5, dim: int = -1

@@ -25,7 +25,10 @@ from riemann_unlearn.geometry.precision import (
 )
 from riemann_unlearn.geometry.primitives import radial
 from riemann_unlearn.geometry.profiles import EXPONENTIAL, LOGARITHM, held, sinhc
-from riemann_unlearn.geometry.space import points_triangle, time_component
+from riemann_unlearn.geometry.space import points_triangle
+
+_FAR = 700.0
+"""sinh and cosh of it are finite in float64; no point that float32 holds is that far out."""
 
 __all__ = [
     "expmap",
@@ -181,13 +184,20 @@ def parallel_transport(x: Tensor, y: Tensor, u: Tensor, c: Curvature) -> Tensor:
     """
     a, b, w = working(x), working(y), working(u)
     t, root = points_triangle(a, b, c)
-    time_a, time_b = time_component(a, root), time_component(b, root)
-    # <y,u> = <y-x,u>, for <x,u> = 0.
-    difference = b - a
-    rise = dot(difference, (a + b) / (time_a + time_b)[..., None])
-    inner = dot(difference, w) - rise * dot(a / time_a[..., None], w)
-    scale = root / torch.cosh(held(tri.side(t) / 2))
-    factor = scale * (scale * inner / 2)
+    size = wide_length(a)
+    axis = unit_vector(a, size)
+    along = dot(w, axis)
+    # c<y,u>: what u has along x meets y's radial offset, sinh(r₂-r₁) - 2 sinh r₂ cosh r₁ sin²(θ/2), and
+    # what it has across x meets what y has across x. All over cosh²(D/2), factor by factor.
+    scale = torch.cosh(held(tri.side(t) / 2))
+    half_gap = (t.gap / 2).clamp(-_FAR, _FAR)
+    radial_offset = (torch.sinh(half_gap) / scale) * (torch.cosh(half_gap) / scale)
+    far1, far2 = (torch.sinh(r.clamp(max=_FAR)) * t.half_sine / scale for r in (t.r1, t.r2))
+    bent1 = torch.hypot(far1, t.half_sine / scale)  # cosh r₁
+    offset = -2 * (radial_offset + far2 * bent1)
+    across = dot(b - dot(b, axis)[..., None] * axis, w - along[..., None] * axis)
+    time = torch.hypot(root * size, torch.ones_like(size))
+    factor = (root * along / time * offset + root * (root * across / scale) / scale) / 2
     return within(w + factor[..., None] * (a + b), result_dtype(x, y, u))
 
 
@@ -300,11 +310,23 @@ def _polar(x: Tensor, u: Tensor, c: Curvature) -> tuple[Tensor, Tensor, Tensor, 
 
 
 def _tangent_length(x: Tensor, u: Tensor, root: Tensor) -> Tensor:
-    """Length of the tangent vectors u at x, from their parts along and across x."""
+    """Length of the tangent vectors u at x.
+
+    Near the origin |u|² - u_t², which does not ask for the direction of x; further out, where that cancels,
+    from the parts of u along and across x.
+    """
     size = wide_length(x)
-    axis = unit_vector(x, size)
+    near = root * size < 1
+    time = torch.hypot(root * size, torch.ones_like(size))
+    whole, rise = wide_length(u), dot(root[..., None] * x, u) / time
+    some = near & (whole > 0)
+    whole, rise = torch.where(some, whole, 1.0), torch.where(some, rise, 0.0)
+    close = torch.sqrt((whole - rise) * (whole + rise))
+    far = torch.where(near[..., None], torch.ones_like(x), x)
+    axis = unit_vector(far, wide_length(far))
     along = dot(u, axis)
     across = wide_length(u - along[..., None] * axis)
-    ratio = along / torch.hypot(root * size, torch.ones_like(size))
+    ratio = along / time
     shape = (across + ratio).shape
-    return wide_length(torch.stack([across.expand(shape), ratio.expand(shape)], -1))
+    parts = wide_length(torch.stack([across.expand(shape), ratio.expand(shape)], -1))
+    return torch.where(near, torch.where(some, close, 0.0), parts)

@@ -1,7 +1,7 @@
 """Large batches a few rows at a time, so that what is computed on the way stays in the processor's cache.
 
 The primitives make a dozen passes over their rows in float64. Over a batch that does not fit the cache each
-pass goes to main memory. Compiled code is one pass already, and a GPU wants whole batches; both are left alone.
+pass goes to main memory. Compiled code is one pass already and a GPU wants whole batches; both are left alone.
 """
 
 from __future__ import annotations
@@ -28,6 +28,6 @@ def tiled(kernel: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[
     if whole:
         return kernel(*tensors)
     rows = max(1, _TILE * first.shape[0] // first.numel())
-    tiles = [torch.split(t, rows) for t in tensors]  # type: ignore[no-untyped-call]
+    tiles = [torch.split(t, rows) for t in tensors]
     parts = [kernel(*tile) for tile in zip(*tiles, strict=True)]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))

@@ -1,0 +1,162 @@
+"""What an audit is made of: any library's operations, seen as functions of coordinates.
+
+A :class:`Subject` has, for each operation of :mod:`~riemann_unlearn.diagnostics.reference` that the library
+offers, a function of float64 tensors of coordinates in its chart. It hands the library what it stores (ambient
+points for geoopt's ``Lorentz``) in the dtype of the audit, and is differentiable, so that gradients come out
+with respect to the coordinates, along the manifold.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import geoopt
+import torch
+from torch import Tensor
+
+from riemann_unlearn.diagnostics.reference import CHARTS, OPERATIONS, Chart, Operation
+
+CHART_NAMES = ("ambient", "space", "ball", "tangent")
+"""How points are stored: with their time component, without it, in the Poincaré ball, or as logarithms."""
+
+_ALIASES = {
+    "dist": ("distance",),
+    "expmap0": ("exp_map0",),
+    "logmap0": ("log_map0",),
+    "transp": ("parallel_transport",),
+    "exterior_angle": ("oxy_angle",),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A library under audit."""
+
+    name: str
+    chart: Chart
+    c: float
+    functions: dict[str, Callable[..., Tensor]]
+
+
+def subject(
+    manifold: Any, *, name: str | None, chart: str | None, c: float, dtype: torch.dtype, device: str
+) -> Subject:
+    """The subject for a manifold object or a module of functions.
+
+    Raises
+    ------
+    ValueError
+        When it is not known how the manifold stores its points, or it has none of the operations.
+    """
+    chart = chart or getattr(manifold, "chart", None) or _chart_of(manifold)
+    if chart not in CHART_NAMES:
+        raise ValueError(
+            f"it is not known how {_name(manifold)} stores its points; say chart=, one of {CHART_NAMES}"
+        )
+    if isinstance(manifold, torch.nn.Module):
+        manifold = manifold.to(device=device, dtype=dtype)
+    shared: tuple[Any, ...] = ()
+    if isinstance(manifold, ModuleType):
+        shared = (torch.tensor(c, dtype=dtype, device=device),)
+    elif isinstance(manifold, geoopt.Lorentz):
+        c = 1 / float(manifold.k)
+    elif hasattr(manifold, "c"):
+        c = float(manifold.c() if callable(manifold.c) else manifold.c)
+    functions = {}
+    for operation in OPERATIONS.values():
+        function = _function(manifold, operation.name)
+        if function is not None:
+            functions[operation.name] = _on_coordinates(function, operation, chart, c, shared, dtype, device)
+    if not functions:
+        raise ValueError(f"{_name(manifold)} has none of the operations {tuple(OPERATIONS)}")
+    stored = CHARTS["space" if chart == "ambient" else chart]
+    return Subject(name or _name(manifold), stored, c, functions)
+
+
+def find(target: str) -> Any:
+    """The object that ``module:attribute``, ``module`` or ``path/to/file.py[:attribute]`` names.
+
+    A class is called without arguments, to give the manifold.
+
+    Raises
+    ------
+    ValueError
+        When there is no such thing.
+    """
+    home, _, attribute = target.partition(":")
+    try:
+        if home.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(home).stem, home)
+            assert spec is not None
+            assert spec.loader is not None
+            found: Any = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(found)
+        else:
+            found = importlib.import_module(home)
+        if attribute:
+            found = getattr(found, attribute)
+        return found() if isinstance(found, type) else found
+    except (ImportError, AttributeError, OSError, TypeError) as error:
+        raise ValueError(f"cannot load the manifold {target!r} (module:attribute): {error}") from None
+
+
+def _chart_of(manifold: Any) -> str | None:
+    if isinstance(manifold, geoopt.Lorentz):
+        return "ambient"
+    if isinstance(manifold, geoopt.PoincareBall):
+        return "ball"
+    return {"riemann_unlearn.geometry": "space", "riemann_unlearn.geometry.tangent": "tangent"}.get(
+        getattr(manifold, "__name__", "")
+    )
+
+
+def _name(manifold: Any) -> str:
+    if isinstance(manifold, ModuleType):
+        return manifold.__name__
+    return f"{type(manifold).__module__.split('.')[0]}.{type(manifold).__name__}"
+
+
+def _function(manifold: Any, name: str) -> Callable[..., Tensor] | None:
+    for alias in (name, *_ALIASES.get(name, ())):
+        if callable(found := getattr(manifold, alias, None)):
+            return found
+    pairwise = getattr(manifold, "pairwise_dist", None)
+    if name == "dist" and pairwise is not None:
+        return lambda x, y, *rest: pairwise(x[None], y[None], *rest)[0, 0]
+    return None
+
+
+def _on_coordinates(
+    function: Callable[..., Tensor],
+    operation: Operation,
+    chart: str,
+    c: float,
+    shared: tuple[Any, ...],
+    dtype: torch.dtype,
+    device: str,
+) -> Callable[..., Tensor]:
+    def run(*coordinates: Tensor) -> Tensor:
+        stored = []
+        for value, kind in zip(coordinates, operation.arguments, strict=True):
+            if chart == "ambient":
+                time = torch.sqrt(1 / c + coordinates[0].square().sum())
+                if kind == "point":
+                    time = torch.sqrt(1 / c + value.square().sum())
+                elif kind == "vector":
+                    time = (coordinates[0] * value).sum() / time
+                else:
+                    time = 0 * time
+                value = torch.cat([time[None], value])
+            stored.append(value.to(device=device, dtype=dtype))
+        result = function(*stored, *shared)
+        if operation.result != "number" and chart == "ambient":
+            result = result[..., 1:]
+        return result.to(device="cpu", dtype=torch.float64)
+
+    return run
