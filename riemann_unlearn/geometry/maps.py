@@ -192,9 +192,9 @@ def parallel_transport(x: Tensor, y: Tensor, u: Tensor, c: Curvature) -> Tensor:
     scale = torch.cosh(held(tri.side(t) / 2))
     half_gap = (t.gap / 2).clamp(-_FAR, _FAR)
     radial_offset = (torch.sinh(half_gap) / scale) * (torch.cosh(half_gap) / scale)
-    far1, far2 = (torch.sinh(r.clamp(max=_FAR)) * t.half_sine / scale for r in (t.r1, t.r2))
-    bent1 = torch.hypot(far1, t.half_sine / scale)  # cosh r₁
-    offset = -2 * (radial_offset + far2 * bent1)
+    far1, far2 = t.r1.clamp(max=_FAR), t.r2.clamp(max=_FAR)
+    bend = (torch.sinh(far2) * t.half_sine / scale) * (torch.cosh(far1) * t.half_sine / scale)
+    offset = -2 * (radial_offset + bend)
     across = dot(b - dot(b, axis)[..., None] * axis, w - along[..., None] * axis)
     time = torch.hypot(root * size, torch.ones_like(size))
     factor = (root * along / time * offset + root * (root * across / scale) / scale) / 2

@@ -1,7 +1,7 @@
 """Large batches a few rows at a time, so that what is computed on the way stays in the processor's cache.
 
-The primitives make a dozen passes over their rows in float64. Over a batch that does not fit the cache each
-pass goes to main memory. Compiled code is one pass already and a GPU wants whole batches; both are left alone.
+The primitives make a dozen passes over their rows in float64. Over a batch that does not fit the cache, each
+goes to main memory. Compiled code is one pass already, and a GPU wants whole batches: they are left alone.
 """
 
 from __future__ import annotations
