@@ -1,8 +1,8 @@
-"""The command line: ``riemann-unlearn run | train | evaluate | list``.
+"""The command line: ``riemann-unlearn run | train | evaluate | stability | list``.
 
 Only argparse is imported before a command is known, so that ``--help`` answers at once. What goes
 wrong ends in one sentence on standard error and an exit code: 2 for a request that cannot be carried
-out, 1 for one that failed on the way, 130 for an interrupted one.
+out, 1 for one that failed on the way, 3 for a manifold that is not stable, 130 for an interrupted one.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A polite kill is an interruption like Ctrl-C: the run keeps its checkpoint and says so.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        options.command(options)
+        code: int | None = options.command(options)
     except KeyboardInterrupt as interruption:
         return _complain(str(interruption) or "interrupted", 130)
     except ValueError as error:
         return _complain(str(error), 2)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ImportError) as error:
         return _complain(str(error), 1)
     finally:
         signal.signal(signal.SIGTERM, previous)
-    return 0
+    return code or 0
 
 
 def _complain(message: str, code: int) -> int:
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_stability(commands)
     _add_list(commands)
     return parser
 
@@ -139,6 +140,42 @@ def _add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     evaluate.set_defaults(command=_evaluate)
+
+
+def _add_stability(commands: Any) -> None:
+    stability = commands.add_parser(
+        "stability",
+        help="measure how many digits a manifold keeps, at each radius",
+        description=(
+            "Compare every operation of a manifold, value and gradient, with the exact result of the stored "
+            "coordinates. Exit code 0 when everything is finite and keeps its digits, 3 when not."
+        ),
+        epilog="For geoopt's: riemann-unlearn stability --manifold geoopt:Lorentz",
+    )
+    stability.add_argument(
+        "--manifold",
+        action="append",
+        metavar="MODULE:ATTR",
+        help="a manifold, its class, or a module of functions; or a path of a .py file; repeatable "
+        "(default: riemann_unlearn:Lorentz)",
+    )
+    stability.add_argument(
+        "--chart",
+        choices=("ambient", "space", "ball", "tangent"),
+        help="how points are stored, where that is not known",
+    )
+    stability.add_argument(
+        "--dtype", default="float32", choices=("float64", "float32", "bfloat16", "float16"), help="of points"
+    )
+    stability.add_argument("--device", default="cpu", help="such as cuda (default: cpu)")
+    stability.add_argument("--radii", type=float, nargs="+", metavar="R", help="in units of 1/√c")
+    stability.add_argument("--c", type=float, default=1.0, help="curvature magnitude, for a module")
+    stability.add_argument(
+        "--operations", nargs="+", metavar="NAME", help="such as dist logmap (default: all)"
+    )
+    stability.add_argument("--plot", metavar="FILE", help="write the errors as a .svg or .png")
+    stability.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    stability.set_defaults(command=_stability)
 
 
 def _add_list(commands: Any) -> None:
@@ -226,6 +263,32 @@ def _evaluate(options: argparse.Namespace) -> None:
     report = evaluate(options.model, options.data, forget=forget)
     report = {"model": options.model, "data": options.data, "forgotten": forget, **report}
     print(json.dumps(report, indent=2) if options.json else evaluation_table(report))
+
+
+def _stability(options: argparse.Namespace) -> int:
+    import torch
+
+    from riemann_unlearn.diagnostics import RADII, audit, find, plot
+
+    audits = [
+        audit(
+            find(target),
+            dtype=getattr(torch, options.dtype),
+            device=options.device,
+            radii=options.radii or RADII,
+            c=options.c,
+            chart=options.chart,
+            operations=options.operations,
+        )
+        for target in options.manifold or ["riemann_unlearn:Lorentz"]
+    ]
+    if options.json:
+        print(json.dumps([one.to_dict() for one in audits], indent=2))
+    else:
+        print("\n\n".join(map(str, audits)))
+    if options.plot:
+        plot(audits, options.plot)
+    return 0 if all(one.safe for one in audits) else 3
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -1,10 +1,10 @@
 r"""The numerical-stability audit: how many digits each operation of a manifold keeps, at each radius.
 
-Every operation is run on a few points at each radius, in several regimes, and its value and its gradient
-are compared with the exact ones *of the coordinates as they are stored*. The error is counted in units of what
-cannot be avoided: the rounding of the result plus what a change of every coordinate by half a unit in its last
-place does to the exact result. An error of a few units means that the operation keeps what its inputs know; an
-error of 10⁴ means that four digits were there and were lost.
+Every operation is run at each radius, in several regimes, and its value and its gradient are compared with
+the exact ones *of the coordinates as they are stored*. The error is counted in units of what cannot be avoided:
+the rounding of the result plus what a change of every coordinate by half a unit in its last place does to the
+exact result. An error of a few units means that the operation keeps what its inputs know; an error of 10⁴
+means that four digits were there and were lost.
 
 What rounding a point's coordinates itself costs is reported beside it, as ``resolution``: no formula can help
 with that, only another parametrization.
@@ -98,7 +98,8 @@ class Audit:
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON; infinities as None."""
         whole = {**asdict(self), "safe": self.safe, "rows": [asdict(row) for row in self.rows]}
-        return _finite(whole)
+        cleaned: dict[str, Any] = _finite(whole)
+        return cleaned
 
     def to_json(self) -> str:
         """:meth:`to_dict`, indented."""
@@ -106,8 +107,8 @@ class Audit:
 
     def __str__(self) -> str:
         head = f"{self.name}  {self.dtype}  c = {self.c:g}  (errors in units of unavoidable error)"
-        columns = f"{'operation':15}{'regime':10}{'worst':>10}{'median':>10}{'gradient':>10}{'nan/inf':>9}{'safe to':>9}"
-        lines = [head, columns]
+        names = f"{'operation':15}{'regime':10}{'worst':>10}{'median':>10}{'gradient':>10}"
+        lines = [head, f"{names}{'nan/inf':>9}{'safe to':>9}"]
         for row in self.rows:
             lines.append(
                 f"{row.operation:15}{row.regime:10}{_short(row.worst):>10}{_short(row.median):>10}"
@@ -200,22 +201,20 @@ def audit(
         raise ValueError(f"radii must be positive and finite, got {list(radii)}")
     under = subject(manifold, name=name, chart=chart, c=c, dtype=dtype, device=device)
     chosen = list(under.functions) if operations is None else list(operations)
-    for operation in chosen:
-        if operation not in under.functions:
-            raise ValueError(f"{under.name} has no operation {operation!r}; it has {tuple(under.functions)}")
+    for wanted in chosen:
+        if wanted not in under.functions:
+            raise ValueError(f"{under.name} has no operation {wanted!r}; it has {tuple(under.functions)}")
     generator = torch.Generator().manual_seed(seed)
     records, skipped = [], []
     for radius in sorted(radii):
         points = {regime: _arguments(under, regime, radius, dtype, generator) for regime in REGIMES}
-        for operation_name in chosen:
-            operation = ref.OPERATIONS[operation_name]
+        for operation in (ref.OPERATIONS[one] for one in chosen):
             paired = operation.arguments.count("point") == 2
             for regime in REGIMES if paired else ("random",):
                 arguments = [points[regime][slot] for slot in _slots(operation)]
-                if not all(_representable(under, a, kind) for a, kind in zip(arguments, operation.arguments)):
-                    skipped.append(
-                        f"{operation_name} at radius {radius:g}: {dtype} has no such point in this chart"
-                    )
+                kinds = operation.arguments
+                if not all(_representable(under, *pair) for pair in zip(arguments, kinds, strict=True)):
+                    skipped.append(f"{operation.name} at radius {radius:g}: {dtype} has no such point")
                     break
                 records.append(_measure(under, operation, regime, radius, arguments, dtype, generator))
     return Audit(under.name, str(dtype).removeprefix("torch."), under.c, limit, records, skipped)

@@ -1,8 +1,8 @@
 r"""The geometry in arbitrary precision: what every value and gradient of an audit is compared with.
 
-Points are mpmath vectors of space components on the hyperboloid of curvature -c. The formulas are the textbook's
-(arcosh of an inner product, the law of cosines) with as many digits as they cancel, and share nothing with the
-library's. A :class:`Chart` translates to and from the coordinates in which a library stores its points.
+Points are mpmath vectors of space components on the hyperboloid of curvature -c. The formulas are those of the
+textbook (arcosh of an inner product, the law of cosines) with as many digits as they cancel, and share nothing
+with the library's. A :class:`Chart` translates to and from the coordinates in which a library stores points.
 """
 
 from __future__ import annotations
@@ -13,12 +13,6 @@ from dataclasses import dataclass
 import mpmath as mp
 
 Vector = list[mp.mpf]
-
-
-def digits(c: float, *points: Sequence[mp.mpf]) -> int:
-    """Decimal digits that leave 50 after what the formulas cancel: cosh² of every radius, twice."""
-    radius = sum(float(mp.asinh(mp.sqrt(c) * mp.sqrt(dot(x, x)))) for x in points)
-    return 110 + int(2 * radius)
 
 
 def dot(x: Sequence[mp.mpf], y: Sequence[mp.mpf]) -> mp.mpf:
@@ -168,9 +162,8 @@ CHARTS = {chart.name: chart for chart in (SPACE, BALL, TANGENT)}
 def evaluate(operation: Operation, chart: Chart, arguments: Sequence[Vector], c: float) -> Vector:
     """The operation on coordinates of the chart."""
     curvature = mp.mpf(c)
-    points = [
-        chart.to_space(a, curvature) for a, kind in zip(arguments, operation.arguments) if kind == "point"
-    ]
+    kinds = zip(arguments, operation.arguments, strict=True)
+    points = [chart.to_space(a, curvature) for a, kind in kinds if kind == "point"]
     origin = [mp.mpf(0)] * len(arguments[0])
     space = iter(points)
     ready = []
@@ -191,7 +184,7 @@ def evaluate(operation: Operation, chart: Chart, arguments: Sequence[Vector], c:
 def exact_gradient(
     function: Callable[[Sequence[Vector]], mp.mpf], arguments: Sequence[Vector]
 ) -> list[Vector]:
-    """Of a scalar function, by central differences with half of the digits as the step."""
+    """Of a scalar function, by central differences with a third of the digits as the step."""
     gradient = []
     for which, argument in enumerate(arguments):
         row = []

@@ -1,9 +1,9 @@
 """What an audit is made of: any library's operations, seen as functions of coordinates.
 
 A :class:`Subject` has, for each operation of :mod:`~riemann_unlearn.diagnostics.reference` that the library
-offers, a function of float64 tensors of coordinates in its chart. It hands the library what it stores (ambient
-points for geoopt's ``Lorentz``) in the dtype of the audit, and is differentiable, so that gradients come out
-with respect to the coordinates, along the manifold.
+offers, a function of float64 tensors of coordinates in its chart. It hands the library what that stores
+(ambient points for geoopt's ``Lorentz``) in the dtype of the audit, and is differentiable, so that gradients
+come out with respect to the coordinates, along the manifold.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def subject(
     ValueError
         When it is not known how the manifold stores its points, or it has none of the operations.
     """
-    chart = chart or getattr(manifold, "chart", None) or _chart_of(manifold)
+    chart = chart or _chart_of(manifold) or getattr(manifold, "chart", None)
     if chart not in CHART_NAMES:
         raise ValueError(
             f"it is not known how {_name(manifold)} stores its points; say chart=, one of {CHART_NAMES}"
@@ -124,7 +124,8 @@ def _name(manifold: Any) -> str:
 
 def _function(manifold: Any, name: str) -> Callable[..., Tensor] | None:
     for alias in (name, *_ALIASES.get(name, ())):
-        if callable(found := getattr(manifold, alias, None)):
+        found: Callable[..., Tensor] | None = getattr(manifold, alias, None)
+        if callable(found):
             return found
     pairwise = getattr(manifold, "pairwise_dist", None)
     if name == "dist" and pairwise is not None:
