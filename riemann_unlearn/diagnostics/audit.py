@@ -1,7 +1,7 @@
 r"""The numerical-stability audit: how many digits each operation of a manifold keeps, at each radius.
 
 Every operation is run at each radius, in several regimes, and its value and its gradient are compared with
-the exact ones *of the coordinates as they are stored*. The error is counted in units of what cannot be avoided:
+the exact ones *of the coordinates as they are stored*. The error is counted in units of the unavoidable:
 the rounding of the result plus what a change of every coordinate by half a unit in its last place does to the
 exact result. An error of a few units means that the operation keeps what its inputs know; an error of 10⁴
 means that four digits were there and were lost.
@@ -66,8 +66,9 @@ class Row:
     median: float
     worst_gradient: float
     nonfinite: int
+    safe_from: float
     safe_radius: float
-    """Up to this radius, the last one asked, everything is finite and within the limit; 0 when nowhere."""
+    """The longest run of radii at which everything is finite and within the limit; 0 to 0 when nowhere."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,11 @@ class Audit:
     def __str__(self) -> str:
         head = f"{self.name}  {self.dtype}  c = {self.c:g}  (errors in units of unavoidable error)"
         names = f"{'operation':15}{'regime':10}{'worst':>10}{'median':>10}{'gradient':>10}"
-        lines = [head, f"{names}{'nan/inf':>9}{'safe to':>9}"]
+        lines = [head, f"{names}{'nan/inf':>9}{'safe':>12}"]
         for row in self.rows:
             lines.append(
                 f"{row.operation:15}{row.regime:10}{_short(row.worst):>10}{_short(row.median):>10}"
-                f"{_short(row.worst_gradient):>10}{row.nonfinite:9d}{row.safe_radius:9g}"
+                f"{_short(row.worst_gradient):>10}{row.nonfinite:9d}{_span(row):>12}"
             )
         lines += self.skipped
         lines.append("safe" if self.safe else f"not safe: errors beyond {self.limit:g} units, NaN or Inf")
@@ -124,16 +125,19 @@ class Audit:
 
     def _row(self, operation: str, regime: str, records: list[Record]) -> Row:
         records = sorted(records, key=lambda record: record.radius)
-        safe = 0.0
+        runs: list[list[float]] = [[]]
         for record in records:
-            if not self._passes(record):
-                break
-            safe = record.radius
+            if self._passes(record):
+                runs[-1].append(record.radius)
+            else:
+                runs.append([])
+        run = max(runs, key=len) or [0.0]
         errors = [record.error for record in records]
         gradients = [record.gradient_error for record in records if record.gradient_error is not None]
         nonfinite = sum(record.nonfinite for record in records)
         worst_gradient = max(gradients, default=0.0)
-        return Row(operation, regime, max(errors), statistics.median(errors), worst_gradient, nonfinite, safe)
+        median = statistics.median(errors)
+        return Row(operation, regime, max(errors), median, worst_gradient, nonfinite, run[0], run[-1])
 
 
 def audit(
@@ -390,6 +394,10 @@ def _largest(values: Sequence[mp.mpf]) -> mp.mpf:
 
 def _ratio(error: mp.mpf, unit: mp.mpf) -> float:
     return float(error / unit) if unit else (math.inf if error else 0.0)
+
+
+def _span(row: Row) -> str:
+    return f"{row.safe_from:g} to {row.safe_radius:g}" if row.safe_radius else "nowhere"
 
 
 def _short(value: float) -> str:

@@ -1,8 +1,8 @@
 r"""The geometry in arbitrary precision: what every value and gradient of an audit is compared with.
 
-Points are mpmath vectors of space components on the hyperboloid of curvature -c. The formulas are those of the
-textbook (arcosh of an inner product, the law of cosines) with as many digits as they cancel, and share nothing
-with the library's. A :class:`Chart` translates to and from the coordinates in which a library stores points.
+Points are mpmath vectors of space components on the hyperboloid of curvature -c. The formulas are the
+textbook's (arcosh of an inner product, the law of cosines) with as many digits as they cancel, and share
+nothing with the library's. A :class:`Chart` translates to and from the coordinates in which a library stores points.
 """
 
 from __future__ import annotations

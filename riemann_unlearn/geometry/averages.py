@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry import triangle as tri
-from riemann_unlearn.geometry.maps import within
 from riemann_unlearn.geometry.precision import (
     Curvature,
     dot,
@@ -14,6 +13,7 @@ from riemann_unlearn.geometry.precision import (
     sqrt_c,
     unit_vector,
     wide_length,
+    within,
     working,
 )
 from riemann_unlearn.geometry.space import points_triangle, time_component

@@ -22,6 +22,7 @@ from riemann_unlearn.geometry.precision import (
     sqrt_c,
     unit_vector,
     wide_length,
+    within,
     working,
 )
 from riemann_unlearn.geometry.space import time_component
@@ -120,7 +121,7 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         moved = self._tangent_part(x, v, dim)
         points = working(_space(x, dim))
         time = time_component(points, sqrt_c(self._wide_c(x), points))
-        return _ambient(maps.within(_with_time(points, moved, time), result_dtype(x, v)), dim)
+        return _ambient(within(_with_time(points, moved, time), result_dtype(x, v)), dim)
 
     def egrad2rgrad(self, x: Tensor, u: Tensor, *, dim: int = -1) -> Tensor:
         """The Riemannian gradient of a function with Euclidean gradient u at x."""
@@ -142,7 +143,7 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
             space_u = torch.where(self._is_tangent(x, u, dim), space_u, self._tangent_part(x, u, dim))
         c = self._wide_c(x)
         end = maps.expmap(working(_space(x, dim)), space_u, c)
-        return _ambient(space.to_ambient(maps.within(end, result_dtype(x, u)), c), dim)
+        return _ambient(space.to_ambient(within(end, result_dtype(x, u)), c), dim)
 
     retr = expmap
 

@@ -20,6 +20,7 @@ from riemann_unlearn.geometry.precision import (
     sqrt_c,
     unit_vector,
     wide_length,
+    within,
     working,
     working_root,
 )
@@ -293,12 +294,6 @@ def inner(x: Tensor, u: Tensor, v: Tensor, c: Curvature) -> Tensor:
     time = torch.hypot(root * size, torch.ones_like(size))
     across = dot(a - along_u[..., None] * axis, b - along_v[..., None] * axis)
     return within(across + (along_u / time) * (along_v / time), result_dtype(x, u, v))
-
-
-def within(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """``value`` in ``dtype``, numbers that do not fit at its end."""
-    most = torch.finfo(dtype).max / 4
-    return value.clamp(-most, most).to(dtype)
 
 
 def _polar(x: Tensor, u: Tensor, c: Curvature) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

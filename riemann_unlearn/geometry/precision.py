@@ -79,10 +79,10 @@ def largest(v: Tensor) -> Tensor:
 
 
 def power_of_two(m: Tensor) -> Tensor:
-    """The power of two in [m, 2m), by which dividing is exact; 1 for 0."""
+    """The power of two in (m/2, m], by which dividing is exact; 1 for 0."""
     positive = m > 0
     mantissa, _ = torch.frexp(m)
-    return torch.where(positive, m / torch.where(positive, mantissa, 1.0), 1.0)
+    return torch.where(positive, m / torch.where(positive, 2 * mantissa, 1.0), 1.0)
 
 
 def sqrt_c(c: Curvature, like: Tensor) -> Tensor:
@@ -96,7 +96,8 @@ def sqrt_c(c: Curvature, like: Tensor) -> Tensor:
         When ``c`` is neither a number nor a tensor.
     """
     if isinstance(c, Tensor):
-        return c.to(like).sqrt()
+        c = c.to(like.device)
+        return (c if c.dtype == like.dtype else cast(Tensor, apply(_Widen, c, like.dtype))).sqrt()
     if not isinstance(c, (int, float)) or isinstance(c, bool):
         raise TypeError(f"the curvature magnitude c must be a number or a Tensor, got {c!r}")
     if not 0 < c < math.inf:
@@ -121,7 +122,7 @@ def in_range(v: Tensor) -> tuple[Tensor, Tensor | float]:
 
 def unit_vector(v: Tensor, n: Tensor) -> Tensor:
     """v/|v| in the dtype of its length ``n``, and 0 for 0."""
-    return v.to(n.dtype) / torch.where(n > 0, n, torch.inf)[..., None]
+    return working(v) / torch.where(n > 0, n, torch.inf)[..., None]
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -133,6 +134,12 @@ def finite(value: Tensor, dtype: torch.dtype) -> Tensor:
     """``value``, no larger than ``dtype`` holds, with room for a few roundings."""
     most = min(torch.finfo(dtype).max, torch.finfo(value.dtype).max) / 4
     return value.clamp(-most, most)
+
+
+def within(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value`` in ``dtype``; numbers that do not fit are taken to its end."""
+    most = torch.finfo(dtype).max
+    return value.clamp(-most, most).to(dtype)
 
 
 def apply(function: Any, *arguments: Any) -> Any:

@@ -35,6 +35,7 @@ from riemann_unlearn.geometry.precision import (
     in_range,
     unit_vector,
     wide_length,
+    working,
     working_dtype,
 )
 from riemann_unlearn.geometry.tiles import tiled
@@ -156,6 +157,7 @@ def _profiled(profile: Profile, n: Tensor, root: Tensor, dtype: torch.dtype) -> 
     ratio = profile.ratio(m)
     held = ratio * n.clamp(max=top) >= top
     ratio = torch.where(held, top / torch.where(held, n, 1.0), ratio)
+    m = torch.where(held, 0.0, m)
     slope = torch.where(held, 0.0, profile.slope(m))
     # The powers of the root are taken one by one, for small curvatures.
     return ratio, slope - ratio, torch.where(held, 0.0, profile.excess(m) / root / root)
@@ -331,7 +333,7 @@ def _differentiable_normal(
     size = torch.where(n1 == 0, n2, n2 * sine)
     some = size > 0
     size = torch.where(some, size, 1.0)[..., None]
-    unit, wide = unit_vector(x, n1), y.to(n1.dtype)
+    unit, wide = unit_vector(x, n1), working(y)
     across = wide - dot(wide, unit)[..., None] * unit
     across = across - across.detach() + normal * size.detach()
     return torch.where(some[..., None], across / size, 0.0)

@@ -21,6 +21,7 @@ from riemann_unlearn.geometry.precision import (
     finite,
     result_dtype,
     wide_length,
+    within,
     working,
     working_root,
 )
@@ -67,7 +68,7 @@ def dist(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     tensor(4.)
     """
     t, root = points_triangle(x, y, c)
-    return (tri.side(t) / root).to(result_dtype(x, y))
+    return within(tri.side(t) / root, result_dtype(x, y))
 
 
 def cdist(x: Tensor, y: Tensor, c: Curvature, *, fix_near: FixNear = "none") -> Tensor:
@@ -113,7 +114,7 @@ def dist0(x: Tensor, c: Curvature) -> Tensor:
     tensor(5.)
     """
     root = working_root(c, x)
-    return (torch.asinh(tri.bounded(root * wide_length(x))) / root).to(result_dtype(x))
+    return within(torch.asinh(tri.bounded(root * wide_length(x))) / root, result_dtype(x))
 
 
 def half_aperture(x: Tensor, c: Curvature, min_radius: float = 0.1) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from riemann_unlearn.geometry import triangle as tri
 from riemann_unlearn.geometry.pairwise import FixNear, pairwise
-from riemann_unlearn.geometry.precision import Curvature, result_dtype, wide_length, working_root
+from riemann_unlearn.geometry.precision import Curvature, result_dtype, wide_length, within, working_root
 
 __all__ = ["cdist", "dist", "dist0", "exterior_angle", "half_aperture"]
 
@@ -63,7 +63,7 @@ def dist(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
     [2.0, 4.0]
     """
     t, root = _triangle(v1, v2, c)
-    return (tri.side(t) / root).to(result_dtype(v1, v2))
+    return within(tri.side(t) / root, result_dtype(v1, v2))
 
 
 def cdist(v1: Tensor, v2: Tensor, c: Curvature, *, fix_near: FixNear = "none") -> Tensor:
@@ -117,7 +117,7 @@ def dist0(v: Tensor, c: Curvature) -> Tensor:
     >>> dist0(torch.tensor([3.0, 4.0]), c=2.0)
     tensor(5.)
     """
-    return wide_length(v).to(result_dtype(v))
+    return within(wide_length(v), result_dtype(v))
 
 
 def half_aperture(v: Tensor, c: Curvature, min_radius: float = 0.1) -> Tensor:
