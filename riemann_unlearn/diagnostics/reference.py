@@ -2,7 +2,7 @@ r"""The geometry in arbitrary precision: what every value and gradient of an aud
 
 Points are mpmath vectors of space components on the hyperboloid of curvature -c. The formulas are the
 textbook's (arcosh of an inner product, the law of cosines) with as many digits as they cancel, and share
-nothing with the library's. A :class:`Chart` translates to and from the coordinates in which a library stores points.
+nothing with the library's. A :class:`Chart` translates to and from the coordinates of a library.
 """
 
 from __future__ import annotations

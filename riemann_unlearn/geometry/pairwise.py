@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from riemann_unlearn.geometry.precision import Curvature, length, result_dtype, sqrt_c, working
+from riemann_unlearn.geometry.precision import Curvature, length, result_dtype, sqrt_c, within, working
 from riemann_unlearn.geometry.triangle import is_unresolved, pairwise_side
 
 FixNear = Literal["none", "diagonal", "all"]
@@ -40,23 +40,23 @@ def pairwise(
             f"{a.shape[-2]} and {b.shape[-2]}"
         )
     dtype = result_dtype(a, b)
-    (r1, u1), (r2, u2) = _polar(a, c, radius, dtype), _polar(b, c, radius, dtype)
+    (r1, u1), (r2, u2) = _polar(a, c, radius), _polar(b, c, radius)
     side = pairwise_side(r1, u1, r2, u2)
-    d = side / sqrt_c(c, side)
+    d = within(side / sqrt_c(c, side), dtype)
     if fix_near == "diagonal":
         return torch.diagonal_scatter(d, dist(a, b, c).to(dtype), dim1=-2, dim2=-1)
     if fix_near == "all":
-        near = is_unresolved(r1.detach(), r2.detach(), side.detach()).nonzero(as_tuple=True)
+        # To a quarter of a unit in the last place of a float32 result.
+        tolerance = max(torch.finfo(dtype).eps / 4, 32 * torch.finfo(side.dtype).eps)
+        near = is_unresolved(r1.detach(), r2.detach(), side.detach(), tolerance).nonzero(as_tuple=True)
         *batch, i, j = near
         a, b = (x.expand(*d.shape[:-2], *x.shape[-2:]) for x in (a, b))
         return d.index_put(near, dist(a[(*batch, i)], b[(*batch, j)], c).to(dtype))
     return d
 
 
-def _polar(
-    x: Tensor, c: Curvature, radius: Callable[[Tensor], Tensor], dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Radii (..., N) and unit vectors (..., N, D).
+def _polar(x: Tensor, c: Curvature, radius: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Radii (..., N) and unit vectors (..., N, D), in the working dtype.
 
     A row at the origin gets a tiny length and, with it, the zero vector for a direction: no value changes,
     and the gradient with respect to it is right, for the length cancels from it.
@@ -64,5 +64,5 @@ def _polar(
     wide = working(x)
     norm = length(wide)
     norm = torch.where(norm > 0, norm, 1e-30)
-    r = radius(sqrt_c(c, wide) * norm).clamp(max=torch.finfo(dtype).max / 4)
-    return r.to(dtype), (wide / norm[..., None]).to(dtype)
+    r = radius(sqrt_c(c, wide) * norm).clamp(max=torch.finfo(wide.dtype).max / 4)
+    return r, wide / norm[..., None]

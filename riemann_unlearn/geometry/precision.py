@@ -20,6 +20,10 @@ Curvature = float | Tensor
 """Magnitude c > 0 of a curvature -c; a tensor takes gradients and broadcasts against the batch."""
 
 
+_PATHS = 16
+"""As many gradients of the largest size may meet at a tensor without overflow."""
+
+
 def widen(v: Tensor) -> Tensor:
     """At least float32: half precision has no digits to spare for geometry.
 
@@ -56,7 +60,7 @@ def working_dtype(v: Tensor) -> torch.dtype:
 def working(v: Tensor) -> Tensor:
     """``v`` in the dtype the elementwise functions compute in.
 
-    A gradient too large for the dtype of ``v`` comes back as the largest finite number.
+    A gradient too large for the dtype of ``v`` comes back as a sixteenth of its largest number.
     """
     dtype = working_dtype(v)
     return v if v.dtype == dtype else cast(Tensor, apply(_Widen, v, dtype))
@@ -131,8 +135,8 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def finite(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """``value``, no larger than ``dtype`` holds, with room for a few roundings."""
-    most = min(torch.finfo(dtype).max, torch.finfo(value.dtype).max) / 4
+    """``value``, no larger than that ``dtype`` holds a sum of sixteen."""
+    most = min(torch.finfo(dtype).max, torch.finfo(value.dtype).max) / _PATHS
     return value.clamp(-most, most)
 
 
@@ -187,7 +191,7 @@ class _LengthForward(_Length):
 
 
 class _Widen(torch.autograd.Function):
-    """A conversion to a wider dtype, whose gradient is clamped to what the narrower one can hold."""
+    """A conversion to a wider dtype, whose gradient is clamped to what the narrower one can add up."""
 
     generate_vmap_rule = True
     Forward: type[torch.autograd.Function]
@@ -202,7 +206,7 @@ class _Widen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        most = torch.finfo(ctx.narrow).max
+        most = torch.finfo(ctx.narrow).max / _PATHS
         return gradient.clamp(-most, most).to(ctx.narrow), None
 
 

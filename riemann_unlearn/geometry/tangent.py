@@ -12,8 +12,8 @@ the origin:
     \mathrm{aper} &= \operatorname{asin}(\min(1,\, 2K/\sinh r))
 
 There is no radius at which a value or a gradient stops being finite. Half-precision features give
-float32, also under autocast; float32 features are computed in float64 except in the matrix product of
-:func:`cdist` (see :mod:`riemann_unlearn.geometry.precision`). The distance is not differentiable where its
+float32, also under autocast; float32 features are computed in float64 (see
+:mod:`riemann_unlearn.geometry.precision`). The distance is not differentiable where its
 arguments coincide; the gradient there is the subgradient 0.
 """
 
@@ -69,11 +69,11 @@ def dist(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
 def cdist(v1: Tensor, v2: Tensor, c: Curvature, *, fix_near: FixNear = "none") -> Tensor:
     r"""Geodesic distance of every row of ``v1`` to every row of ``v2``.
 
-    The angles come from one matrix product of unit vectors in the dtype of the features, whose rounding
-    leaves an absolute error of about one ε in :math:`1 - u_1·u_2`. So a distance well above
-    :math:`\sqrt{ε \sinh r_1 \sinh r_2}` (in units of the curvature radius) is accurate to rounding and
-    one below it is not: in float32 two *coincident* points may come out at 6e-4, 6e-3 and 0.1 apart for
-    r = 1, 3 and 6. ``fix_near`` replaces what the product cannot resolve by the elementwise :func:`dist`.
+    The angles come from one matrix product of unit vectors in float64, whose rounding leaves an absolute
+    error of about ε = 2e-16 in :math:`1 - u_1·u_2`. So a distance well above
+    :math:`\sqrt{ε \sinh r_1 \sinh r_2}` (in units of the curvature radius) is accurate to rounding and one
+    below it is not: two *coincident* points may come out 2e-8, 2e-7, 4e-6 and 2e-4 apart for r = 1, 3, 6
+    and 10. ``fix_near`` replaces what the product cannot resolve by the elementwise :func:`dist`.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def cdist(v1: Tensor, v2: Tensor, c: Curvature, *, fix_near: FixNear = "none") -
         Curvature magnitude, c > 0; a scalar.
     fix_near : "none", "diagonal" or "all"
         Which near pairs are made accurate. "diagonal": row i against row i (N = M), static shapes, linear
-        cost. "all": every pair that rounding could move by more than 32 ε relatively; their number
+        cost. "all": every pair that rounding could move by a quarter of a unit in its last place; their number
         decides time and memory, and finding them synchronizes with the device.
 
     Returns

@@ -84,9 +84,12 @@ def exterior_angle(t: Triangle) -> Tensor:
     r1, r2 = (torch.where(off_axis, r, 1.0) for r in (t.r1, t.r2))
     sinh2 = -torch.expm1(-2 * r2)  # 2 e^-r2 sinh r2
     cosh1 = 1 + torch.exp(-2 * r1)  # 2 e^-r1 cosh r1
-    limit = _direct_limit(d.dtype)
-    across = torch.exp((r2 - d).clamp(max=limit)) * sinh2 * t.sine
-    bend = torch.exp(((r2 - d) + r1).clamp(max=limit)) * sinh2 * cosh1 * t.half_sine.square()
+    # sinh r₂·sin θ ≤ sinh D and 2 sinh r₂·cosh r₁·sin²(θ/2) ≲ sinh D, and r₁ + r₂ ≥ d by the triangle
+    # inequality; rounding of large radii may say otherwise.
+    up_across = torch.minimum(r2 - d, 1 - _log(t.sine))
+    across = torch.exp(up_across) * sinh2 * t.sine
+    up_bend = torch.minimum(((r2 - d) + r1).clamp(min=0), 2 - 2 * _log(t.half_sine))
+    bend = torch.exp(up_bend) * sinh2 * cosh1 * t.half_sine.square()
     along = -_scaled_gap(t, d) - torch.where(off_axis, bend, 0.0)
     undefined = (t.r1 == 0) | (d == 0)
     across = torch.where(undefined, 0.0, across)
@@ -121,11 +124,12 @@ def pairwise_side(r1: Tensor, u1: Tensor, r2: Tensor, u2: Tensor) -> Tensor:
     return torch.where(turned, bent, (r1[..., :, None] - r2[..., None, :]).abs())
 
 
-def is_unresolved(r1: Tensor, r2: Tensor, d: Tensor) -> Tensor:
-    """Which entries ``d`` of :func:`pairwise_side` a rounding of u₁·u₂ moves by 64 roundings or more."""
-    # dD = sinh r1 sinh r2 dw · 2 / sinh D with dw of about 2u; asked in logarithms for large radii.
+def is_unresolved(r1: Tensor, r2: Tensor, d: Tensor, tolerance: float) -> Tensor:
+    """Which entries ``d`` of :func:`pairwise_side` a rounding of u₁·u₂ may move by more, relatively."""
+    # dD = sinh r1 sinh r2 dw · 2 / sinh D with dw of about ε; asked in logarithms for large radii.
+    ratio = torch.finfo(d.dtype).eps / tolerance
     log = torch.log(-torch.expm1(-2 * r1))[..., :, None] + torch.log(-torch.expm1(-2 * r2))[..., None, :]
-    log = log + r1[..., :, None] + r2[..., None, :] - math.log(16 * 2)
+    log = log + r1[..., :, None] + r2[..., None, :] + math.log(ratio)
     log_size = torch.log(d) + d + torch.log(-torch.expm1(-2 * d))
     return ~(log < log_size)
 
@@ -137,16 +141,19 @@ def bounded(x: Tensor) -> Tensor:
 
 
 def _far_side(t: Triangle, far: Tensor) -> Tensor:
-    """D where sinh overflows: the first formula in logarithms."""
+    """D where sinh overflows: the first formula in logarithms, of its radial term and of the other to it."""
     size = t.gap.abs()
     ahead, turned = far & (size > 0), far & (t.half_sine > 0)
     size = torch.where(ahead, size, 1.0)
     r1, r2 = torch.where(turned, t.r1, 1.0), torch.where(turned, t.r2, 1.0)
-    radial = size + 2 * torch.log(-torch.expm1(-size))  # log of 4 sinh²(gap/2)
-    turn = torch.log(torch.expm1(-2 * r1) * torch.expm1(-2 * r2)) + r1 + r2
-    turn = turn + 2 * torch.log(torch.where(turned, t.half_sine, 1.0))
-    both = torch.logaddexp(radial, turn)
-    log_4q = torch.where(ahead & turned, both, torch.where(turned, turn, radial))
+    radial = 2 * torch.log(-torch.expm1(-size))  # log of 4 sinh²(gap/2), less |gap|
+    turn = torch.log(torch.expm1(-2 * r1) * torch.expm1(-2 * r2))
+    # r₁ + r₂ - |gap| is twice the smaller radius, without the rounding of the larger one.
+    turn = turn + 2 * torch.minimum(r1, r2) + 2 * torch.log(torch.where(turned, t.half_sine, 1.0))
+    # logaddexp, whose second derivative torch takes with an overflow.
+    both = torch.maximum(radial, turn) + torch.log1p(torch.exp(-(radial - turn).abs()))
+    over = torch.where(turned, both, radial)
+    log_4q = torch.where(ahead, size + over, torch.where(turned, turn, 0.0))
     large = log_4q > 0
     up, down = torch.where(large, log_4q, 1.0), torch.where(large, 0.0, log_4q)
     d = torch.where(
@@ -165,6 +172,12 @@ def _scaled_gap(t: Triangle, d: Tensor) -> Tensor:
     low, high = torch.minimum(t.r1, t.r2), torch.maximum(t.r1, t.r2)
     far = torch.exp((high - d) - low) * -torch.expm1(2 * (low - high))
     return torch.where(small, near, torch.where(t.r1 > t.r2, far, -far))
+
+
+def _log(sine: Tensor) -> Tensor:
+    """Its logarithm, without gradient, and 0 for 0."""
+    sine = sine.detach()
+    return torch.log(torch.where(sine > 0, sine, 1.0))
 
 
 def _sqrt_sinh(r: Tensor, where: Tensor) -> Tensor:
