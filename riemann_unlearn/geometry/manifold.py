@@ -103,8 +103,12 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         product = (a[..., 1:] * b[..., 1:]).sum(-1) - a[..., 0] * b[..., 0]
         return _reduced(product.to(result_dtype(u, v)), keepdim, dim)
 
-    def norm(self, u: Tensor, *, keepdim: bool = False, dim: int = -1) -> Tensor:
-        """Length of tangent vectors; 0 with gradient 0 for the zero vector."""
+    def norm(self, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False, dim: int = -1) -> Tensor:
+        """Length of tangent vectors; 0 with gradient 0 for the zero vector.
+
+        ``norm(u)``, as ``geoopt.Lorentz`` has it, and ``norm(x, u)``, as its other manifolds do.
+        """
+        u = u if v is None else v
         wide = working(u).movedim(dim, -1)
         size, time = length(wide[..., 1:]), wide[..., 0].abs()
         square = (size - time) * (size + time)
@@ -186,20 +190,32 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         moved = maps.parallel_transport(points, torch.zeros_like(points), _space(u, dim), self._wide_c(x))
         return _ambient(torch.nn.functional.pad(moved, (1, 0)), dim)
 
+    def geodesic_unit(
+        self, t: Tensor, x: Tensor, u: Tensor, *, dim: int = -1, project: bool = True
+    ) -> Tensor:
+        """The point at distance t along the geodesic from x with the unit tangent vector u."""
+        return self.expmap(x, t * u, project=project, dim=dim)
+
     def random_normal(
         self, *size: Any, mean: float = 0, std: float = 1, dtype: Any = None, device: Any = None
     ) -> geoopt.ManifoldTensor:
-        """Points whose logarithm at the origin is normal, with ``mean`` and ``std`` in each coordinate."""
+        """Points whose logarithm at the origin is normal.
+
+        As for geoopt's ``PoincareBall``, ``std`` is the spread of the whole vector: each of its D coordinates
+        has standard deviation std/√D and mean mean/√D, and the radius is about ``std`` in any dimension.
+        """
         shape = geoopt.utils.size2shape(*size)
         self._assert_check_shape(shape, "x")
         like = {"dtype": dtype or self.k.dtype, "device": device or self.k.device}
-        u = torch.randn(*shape[:-1], shape[-1] - 1, **like) * std + mean
+        across = max(shape[-1] - 1, 1) ** 0.5
+        u = torch.randn(*shape[:-1], shape[-1] - 1, **like) * (std / across) + mean / across
         points = self.expmap0(torch.nn.functional.pad(u, (1, 0))).detach()
         return geoopt.ManifoldTensor(points, manifold=self)
 
     def _wide_c(self, x: Tensor) -> Tensor:
-        """1/k, at the precision and on the device of the computation."""
-        return 1 / working(self.k.to(x.device))
+        """1/k, at the precision and on the device of the computation, a scalar."""
+        k = working(self.k.to(x.device))
+        return 1 / (k.reshape(()) if k.numel() == 1 else k)
 
     def _tangent(self, x: Tensor, u: Tensor, dim: int) -> Tensor:
         """Ambient tangent vectors at ambient points from their space components."""

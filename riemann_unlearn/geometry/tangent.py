@@ -84,8 +84,8 @@ def cdist(v1: Tensor, v2: Tensor, c: Curvature, *, fix_near: FixNear = "none") -
         Curvature magnitude, c > 0; a scalar.
     fix_near : "none", "diagonal" or "all"
         Which near pairs are made accurate. "diagonal": row i against row i (N = M), static shapes, linear
-        cost. "all": every pair that rounding could move by a quarter of a unit in its last place; their number
-        decides time and memory, and finding them synchronizes with the device.
+        cost. "all": every pair that rounding could move by a quarter of a unit in its last place; their
+        number decides time and memory, and finding them synchronizes with the device.
 
     Returns
     -------
