@@ -1,0 +1,15 @@
+"""Laws that every implementation must keep, to be subclassed by its tests.
+
+They need pytest and hypothesis (``pip install riemann-unlearn[test]``). A class of laws becomes a test by
+subclassing it and saying what is tested::
+
+    from riemann_unlearn.testing import HyperbolicLaws
+
+    class TestMyManifold(HyperbolicLaws):
+        def make(self, c, dtype):
+            return MyManifold(c).to(dtype)
+"""
+
+from riemann_unlearn.testing.manifolds import HyperbolicLaws
+
+__all__ = ["HyperbolicLaws"]

@@ -1,0 +1,40 @@
+"""Our manifold keeps the laws; geoopt's, on which they are known to fail, does not."""
+
+from __future__ import annotations
+
+import geoopt
+import pytest
+import torch
+
+import riemann_unlearn as ru
+from riemann_unlearn.testing import HyperbolicLaws
+
+
+class TestLorentz(HyperbolicLaws):
+    def make(self, c: float, dtype: torch.dtype) -> ru.Lorentz:
+        return ru.Lorentz(1 / c).to(dtype)
+
+
+class Geoopts(HyperbolicLaws):
+    def make(self, c: float, dtype: torch.dtype) -> geoopt.Lorentz:
+        return geoopt.Lorentz(1 / c).to(dtype)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        "test_distance_is_a_metric",
+        "test_exp_inverts_log",
+        "test_points_and_gradients_are_on_the_manifold",
+        "test_everything_is_finite",
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_law_can_fail(law: str) -> None:
+    with pytest.raises(BaseException):  # noqa: B017, PT011 - a failed law, or several at once
+        getattr(Geoopts(), law)()
+
+
+def test_the_manifold_must_be_made() -> None:
+    with pytest.raises(NotImplementedError):
+        HyperbolicLaws().make(1.0, torch.float32)
