@@ -34,7 +34,6 @@ LIMIT = 256.0
 """Units of unavoidable error beyond which an operation is called unsafe: two and a half digits are lost."""
 
 _DIM = 3
-_SIGNS = 3
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ def audit(
                 if not all(_representable(under, *pair) for pair in zip(arguments, kinds, strict=True)):
                     skipped.append(f"{operation.name} at radius {radius:g}: {dtype} has no such point")
                     break
-                records.append(_measure(under, operation, regime, radius, arguments, dtype, generator))
+                records.append(_measure(under, operation, regime, radius, arguments, dtype))
     return Audit(under.name, str(dtype).removeprefix("torch."), under.c, limit, records, skipped)
 
 
@@ -313,7 +312,6 @@ def _measure(
     radius: float,
     arguments: list[Tensor],
     dtype: torch.dtype,
-    generator: torch.Generator,
 ) -> Record:
     unit = torch.finfo(dtype).eps / 2
     leaves = [a.clone().requires_grad_() for a in arguments]
@@ -334,7 +332,7 @@ def _measure(
             parts = ref.evaluate(operation, under.chart, moved, under.c)
             return mp.fsum(mp.mpf(w) * p for w, p in zip(weights.tolist(), parts, strict=True))
 
-        shaken = [_shaken(exact, unit, generator) for _ in range(_SIGNS)]
+        shaken = [_shaken(exact, unit, number) for number in range(_DIM)]
         if regime == "same" and operation.name in ("dist", "logmap", "exterior_angle"):
             want = [mp.mpf(0)] * len(value)  # of the angle, which is not defined there, by convention
             moved = [mp.mpf(0)]
@@ -379,12 +377,14 @@ def _gradient_error(
     return worst
 
 
-def _shaken(exact: list[ref.Vector], unit: float, generator: torch.Generator) -> list[ref.Vector]:
-    """The arguments with every coordinate moved by half a unit in its last place, up or down."""
-    signs = [torch.randint(0, 2, (len(a),), generator=generator).tolist() for a in exact]
+def _shaken(exact: list[ref.Vector], unit: float, number: int) -> list[ref.Vector]:
+    """The arguments with every coordinate moved by half a unit in its last place.
+
+    The signs differ within every argument, for a point scaled as a whole stays on its ray.
+    """
     return [
-        [t * (1 + (2 * s - 1) * unit) for t, s in zip(a, row, strict=True)]
-        for a, row in zip(exact, signs, strict=True)
+        [t + (unit if (axis + which + number) % _DIM else -unit) * t for axis, t in enumerate(argument)]
+        for which, argument in enumerate(exact)
     ]
 
 

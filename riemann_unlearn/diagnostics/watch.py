@@ -1,8 +1,8 @@
 """The audit of a run in progress: where the points are, and the first number that is not one.
 
-A :class:`Watch` looks at the parameters after a step: at the points on a manifold every few steps, on a sample
-of their rows, and at whether anything stopped being finite at every step, with one question to the device. It
-says in words what it finds, once, and keeps figures for the history of the run.
+A :class:`Watch` looks at the parameters after a step: every few steps at a sample of the points on manifolds,
+and every step at whether anything stopped being finite, with one question to the device. It says in words
+what it finds, once, and keeps figures for the history of the run.
 """
 
 from __future__ import annotations

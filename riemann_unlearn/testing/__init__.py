@@ -7,7 +7,7 @@ subclassing it and saying what is tested::
 
     class TestMyManifold(HyperbolicLaws):
         def make(self, c, dtype):
-            return MyManifold(c).to(dtype)
+            return MyManifold(torch.tensor(c, dtype=dtype))
 """
 
 from riemann_unlearn.testing.manifolds import HyperbolicLaws

@@ -1,8 +1,8 @@
 r"""The laws of hyperbolic space, for any manifold with geoopt's methods.
 
-Points and vectors are drawn by hypothesis as tangent vectors at the origin, in units of the curvature radius, and
-lifted with the manifold's own ``expmap0``. A law holds to the resolution of the coordinates: rounding a point's
-coordinates moves it by about :math:`u\sinh r`, and :meth:`HyperbolicLaws.resolution` is that with a factor for
+Points and vectors are drawn by hypothesis as tangent vectors at the origin, in units of the curvature radius,
+Points and vectors are drawn by hypothesis as tangent vectors at the origin, in units of 1/√c,
+of a point moves it by about :math:`u\sinh r`, and :meth:`HyperbolicLaws.resolution` is that with a factor for
 the handful of roundings that a law combines.
 """
 
@@ -154,6 +154,6 @@ class HyperbolicLaws:
             x, y = (self.lift(manifold, v, c, dtype).detach().requires_grad_() for v in (first, second))
             value = manifold.dist(x, y) + manifold.logmap(x, y).sum()
             slopes = torch.autograd.grad(value, (x, y), create_graph=True)
-            bends = torch.autograd.grad(sum(s.sum() for s in slopes), (x, y), allow_unused=True)
+            bends = torch.autograd.grad(slopes[0].sum() + slopes[1].sum(), (x, y), allow_unused=True)
             for found in (value, *slopes, *bends):
                 assert found is None or bool(found.isfinite().all())

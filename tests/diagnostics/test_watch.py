@@ -37,7 +37,7 @@ def test_radii_are_those_of_the_points(manifold: geoopt.Manifold) -> None:
 
 def test_it_warns_once_of_points_too_far_out() -> None:
     watcher = watch([points(12.0, ru.Lorentz())], every=1)
-    with pytest.warns(StabilityWarning, match="past radius 10.4"):
+    with pytest.warns(StabilityWarning, match=r"past radius 10\.4"):
         assert watcher.step()["0/past_safe"] == 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -105,7 +105,7 @@ def test_safe_radius_is_where_rounding_moves_a_point_by_a_thousandth() -> None:
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="nothing|no parameter"):
+    with pytest.raises(ValueError, match="no parameter"):
         watch([])
     with pytest.raises(ValueError, match="every must be"):
         watch([torch.zeros(2, 3)], every=0)

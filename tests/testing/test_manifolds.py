@@ -12,12 +12,12 @@ from riemann_unlearn.testing import HyperbolicLaws
 
 class TestLorentz(HyperbolicLaws):
     def make(self, c: float, dtype: torch.dtype) -> ru.Lorentz:
-        return ru.Lorentz(1 / c).to(dtype)
+        return ru.Lorentz(torch.tensor(1 / c, dtype=dtype))
 
 
 class Geoopts(HyperbolicLaws):
     def make(self, c: float, dtype: torch.dtype) -> geoopt.Lorentz:
-        return geoopt.Lorentz(1 / c).to(dtype)
+        return geoopt.Lorentz(torch.tensor(1 / c, dtype=dtype))
 
 
 @pytest.mark.parametrize(
