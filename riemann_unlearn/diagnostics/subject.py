@@ -64,6 +64,7 @@ def subject(
     shared: tuple[Any, ...] = ()
     if isinstance(manifold, ModuleType):
         shared = (torch.tensor(c, dtype=dtype, device=device),)
+        c = float(shared[0])  # as the dtype has it
     elif isinstance(manifold, geoopt.Lorentz):
         c = 1 / float(manifold.k)
     elif hasattr(manifold, "c"):

@@ -1,0 +1,243 @@
+"""Every function through the same gauntlet: gradients, mapping, compilation, autocast, shapes, finiteness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import geoopt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from riemann_unlearn import geometry as g
+from riemann_unlearn.geometry import tangent as t
+
+F32, F64 = torch.float32, torch.float64
+
+UNARY: dict[str, Callable[..., Tensor]] = {
+    "expmap0": g.expmap0,
+    "logmap0": g.logmap0,
+    "dist0": g.dist0,
+    "half_aperture": g.half_aperture,
+    "to_ambient": g.to_ambient,
+    "to_poincare": g.to_poincare,
+    "from_poincare": g.from_poincare,
+    "to_klein": g.to_klein,
+    "from_klein": g.from_klein,
+    "tangent.dist0": t.dist0,
+    "tangent.half_aperture": t.half_aperture,
+    "arcosh1p": lambda x, c: g.arcosh1p(x * c),
+    "arcosh": lambda x, c: g.arcosh(1 + x.square() * c),
+}
+BINARY: dict[str, Callable[..., Tensor]] = {
+    "dist": g.dist,
+    "exterior_angle": g.exterior_angle,
+    "logmap": g.logmap,
+    "expmap": g.expmap,
+    "midpoint": g.midpoint,
+    "geodesic": lambda x, y, c: g.geodesic(x, y, 0.3, c),
+    "parallel_transport": lambda x, y, c: g.parallel_transport(x, y, y - x / 2, c),
+    "parallel_transport0": g.parallel_transport0,
+    "parallel_transport0back": g.parallel_transport0back,
+    "inner": lambda x, u, c: g.inner(x, u, u.flip(-1), c),
+    "tangent.dist": t.dist,
+    "tangent.exterior_angle": t.exterior_angle,
+}
+PAIRWISE: dict[str, Callable[..., Tensor]] = {
+    "cdist": g.cdist,
+    "tangent.cdist": t.cdist,
+    "tangent.cdist.diagonal": lambda x, y, c: t.cdist(x, y, c, fix_near="diagonal"),
+    "centroid": lambda x, y, c: g.centroid(x + 0 * y, c),
+}
+CASES = [(name, f, 1) for name, f in UNARY.items()]
+CASES += [(name, f, 2) for name, f in (BINARY | PAIRWISE).items()]
+every = pytest.mark.parametrize(("function", "arity"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+rowwise = pytest.mark.parametrize(
+    ("function", "arity"),
+    [(f, n) for name, f, n in CASES if name not in PAIRWISE],
+    ids=[name for name, _, _ in CASES if name not in PAIRWISE],
+)
+
+
+def inputs(arity: int, dtype: torch.dtype = F64, rows: int = 4) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(rows, 3, dtype=F64, generator=generator).sub(0.3).to(dtype) for _ in range(arity)]
+
+
+@every
+def test_gradients_and_their_gradients(function: Callable[..., Tensor], arity: int) -> None:
+    arguments = [x.requires_grad_() for x in inputs(arity)]
+    c = torch.tensor(0.7, dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(function, (*arguments, c))
+    assert torch.autograd.gradgradcheck(function, (*arguments, c))
+
+
+@rowwise
+def test_a_curvature_for_each_row(function: Callable[..., Tensor], arity: int) -> None:
+    arguments = inputs(arity)
+    c = torch.tensor([0.3, 0.7, 1.0, 1.5], dtype=F64)
+    whole = function(*arguments, c) if function not in (UNARY["arcosh"], UNARY["arcosh1p"]) else None
+    if whole is not None:
+        rows = torch.stack([function(*(a[i] for a in arguments), c[i]) for i in range(4)])
+        assert torch.allclose(whole, rows, rtol=1e-14, atol=1e-16)
+
+
+@rowwise
+def test_functions_map(function: Callable[..., Tensor], arity: int) -> None:
+    arguments = inputs(arity)
+
+    def one(*a: Tensor) -> Tensor:
+        return function(*a, 0.7)
+
+    assert torch.allclose(torch.func.vmap(one)(*arguments), one(*arguments), rtol=1e-14, atol=0)
+    slopes = torch.func.vmap(torch.func.grad(lambda *a: one(*a).sum()))(*arguments)
+    moved = torch.ones_like(arguments[0])
+    _, forward = torch.func.jvp(lambda x: one(x, *arguments[1:]), (arguments[0],), (moved,))
+    along = forward.reshape(4, -1).sum(-1)
+    assert torch.allclose(along, slopes.sum(-1), rtol=1e-10)
+    hessian = torch.func.hessian(lambda x: one(x, *(a[0] for a in arguments[1:])).sum())(arguments[0][0])
+    assert torch.allclose(hessian, hessian.T, rtol=1e-9, atol=1e-12)
+
+
+@every
+def test_functions_compile_whole(function: Callable[..., Tensor], arity: int) -> None:
+    torch._dynamo.reset()
+    arguments = [x.requires_grad_() for x in inputs(arity, F32)]
+    compiled = torch.compile(lambda *a: function(*a, 0.7), fullgraph=True, backend="aot_eager")
+    values = compiled(*arguments), function(*arguments, 0.7)
+    assert torch.allclose(*values, rtol=1e-6)
+    got, want = (torch.autograd.grad(v.sum(), arguments, allow_unused=True) for v in values)
+    for a, b in zip(got, want, strict=True):
+        assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@every
+def test_half_precision_and_autocast_compute_in_float32(function: Callable[..., Tensor], arity: int) -> None:
+    arguments = inputs(arity, torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = function(*arguments, 0.7)
+    if function not in (
+        UNARY["arcosh"],
+        UNARY["arcosh1p"],
+        PAIRWISE["centroid"],
+        BINARY["parallel_transport"],
+    ):
+        assert torch.equal(got, function(*(a.float() for a in arguments), 0.7))
+    assert got.dtype == F32
+
+
+@every
+def test_empty_batches_and_strided_rows(function: Callable[..., Tensor], arity: int) -> None:
+    arguments = inputs(arity, F32, rows=8)
+    strided = [a.t().contiguous().t()[::2] for a in arguments]
+    assert not strided[0].is_contiguous()
+    assert torch.equal(function(*strided, 0.7), function(*(a.contiguous() for a in strided), 0.7))
+    if function is not PAIRWISE["centroid"]:
+        assert function(*(a[:0] for a in arguments), 0.7).shape[0] == 0
+
+
+@rowwise
+def test_large_batches_are_tiled_to_the_same_result(function: Callable[..., Tensor], arity: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = [(torch.randn(1100, 256, generator=generator) / 40).requires_grad_() for _ in range(arity)]
+    value = function(*a, 0.7)
+    got = torch.autograd.grad(value.sum(), a, allow_unused=True)
+    few = [x.detach()[:3].requires_grad_() for x in a]
+    want = torch.autograd.grad(function(*few, 0.7).sum(), few, allow_unused=True)
+    assert torch.allclose(value[:3], function(*few, 0.7), rtol=1e-6)
+    for x, y in zip(got, want, strict=True):
+        assert (x is None and y is None) or torch.allclose(x[:3], y, rtol=1e-5, atol=1e-7)
+
+
+SIZES = st.one_of(
+    st.just(0.0),
+    st.floats(1e-45, 1e-12),
+    st.floats(1e-12, 1.0),
+    st.floats(1.0, 300.0),
+    st.floats(300.0, 3e38),
+)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Tensor:
+    d = draw(st.sampled_from((1, 2, 5)))
+    direction = torch.tensor(draw(st.lists(st.floats(-1, 1), min_size=d, max_size=d)), dtype=F64)
+    return (draw(SIZES) * direction).to(F32)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    rows(),
+    rows(),
+    st.sampled_from((1e-3, 0.5, 1e3)),
+    st.sampled_from(("other", "same", "ray", "opposite", "near")),
+)
+def test_no_finite_input_gives_nan_or_inf(x: Tensor, other: Tensor, c: float, how: str) -> None:
+    y = {
+        "other": other.sum().expand_as(x).clamp(-3e38, 3e38),
+        "same": x,
+        "ray": x * 1.5,
+        "opposite": -x,
+        "near": x * (1 + 1e-6),
+    }[how].clamp(-3e38, 3e38)
+    for name, function, arity in CASES:
+        if name.startswith("arcosh") or (name == "parallel_transport" and float(x.abs().max()) > 1e38):
+            continue
+        leaves = [v[None].clone().requires_grad_() for v in (x, y)[:arity]]
+        curvature = torch.tensor(c, requires_grad=True)
+        value = function(*leaves, curvature)
+        assert value.isfinite().all(), name
+        slopes = torch.autograd.grad(value.sum(), (*leaves, curvature), create_graph=True, allow_unused=True)
+        slopes = tuple(s for s in slopes if s is not None)
+        assert all(s.isfinite().all() for s in slopes), name
+        graph = [s.sum() for s in slopes if s.requires_grad]
+        if graph:
+            bends = torch.autograd.grad(sum(graph), (*leaves, curvature), allow_unused=True)  # type: ignore[arg-type]
+            assert all(b is None or b.isfinite().all() for b in bends), name
+
+
+def test_models_of_the_same_points_agree() -> None:
+    x, y = (torch.randn(50, 6, dtype=F64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    for c in (0.01, 1.0, 30.0):
+        for to, back in ((g.to_poincare, g.from_poincare), (g.to_klein, g.from_klein)):
+            assert torch.allclose(back(to(x, c), c), x, rtol=1e-9)
+        ball = geoopt.PoincareBall(c=torch.tensor(c, dtype=F64))
+        want = ball.dist(g.to_poincare(x, c), g.to_poincare(y, c))
+        assert torch.allclose(g.dist(x, y, c), want, rtol=1e-9)
+
+
+def test_points_between_points() -> None:
+    x, y = (torch.randn(50, 6, dtype=F64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    d = g.dist(x, y, 0.7)
+    for part in (0.0, 0.25, 1.0):
+        z = g.geodesic(x, y, part, 0.7)
+        assert torch.allclose(g.dist(x, z, 0.7), part * d, atol=1e-12)
+        assert torch.allclose(g.dist(z, y, 0.7), (1 - part) * d, atol=1e-12)
+    assert torch.allclose(g.midpoint(x, y, 0.7), g.geodesic(x, y, 0.5, 0.7))
+    assert torch.allclose(g.geodesic(x, x, 0.4, 0.7), x, rtol=1e-15)
+    weights = torch.tensor([3.0, 1.0], dtype=F64)
+    pair = torch.stack([x, y], 1)
+    assert torch.allclose(g.centroid(pair, 0.7), g.midpoint(x, y, 0.7))
+    one = g.centroid(pair, 0.7, torch.tensor([1.0, 0.0], dtype=F64))
+    assert torch.allclose(one, x)
+    nearer = g.centroid(pair, 0.7, weights)
+    assert (g.dist(nearer, x, 0.7) < g.dist(nearer, y, 0.7)).all()
+    far = g.expmap0(torch.tensor([[30.0, 0.0], [30.0, 0.001]], dtype=F64), 1.0)
+    assert torch.allclose(g.centroid(far, 1.0), g.midpoint(far[0], far[1], 1.0), rtol=1e-9)
+
+
+def test_transport_from_the_origin_is_transport() -> None:
+    x, u = (torch.randn(20, 4, dtype=F64, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    origin = torch.zeros_like(x)
+    assert torch.allclose(g.parallel_transport0(x, u, 0.7), g.parallel_transport(origin, x, u, 0.7))
+    assert torch.allclose(g.parallel_transport0back(x, u, 0.7), g.parallel_transport(x, origin, u, 0.7))
+
+
+def test_a_point_past_the_end_of_the_dtype_stays_there() -> None:
+    v = torch.tensor([[60.0, 80.0], [6e5, 8e5]], requires_grad=True)
+    x = g.expmap0(v, 1.0)
+    assert torch.allclose(x[1], torch.tensor([0.6, 0.8]) * torch.finfo(F32).max / 4)
+    assert torch.allclose(x[0], x[1])
+    assert torch.autograd.grad((x[1] * torch.tensor([0.6, 0.8])).sum(), v)[0].abs().max() < 1e30
