@@ -170,7 +170,8 @@ def _scaled_gap(t: Triangle, d: Tensor) -> Tensor:
     near = 2 * torch.exp(-d) * torch.sinh(torch.where(small, t.gap, 0.0))
     # Further apart, by the exponents that the other terms have, so that their roundings are the same.
     low, high = torch.minimum(t.r1, t.r2), torch.maximum(t.r1, t.r2)
-    far = torch.exp((high - d) - low) * -torch.expm1(2 * (low - high))
+    # d ≥ high - low, whatever rounding says.
+    far = torch.exp(((high - d) - low).clamp(max=0)) * -torch.expm1(2 * (low - high))
     return torch.where(small, near, torch.where(t.r1 > t.r2, far, -far))
 
 
