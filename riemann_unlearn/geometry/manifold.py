@@ -60,6 +60,8 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
     (tensor(5.), tensor(0.))
     """
 
+    reversible = True  # retr is the exponential map, and transport goes along its geodesic
+
     def __init__(self, k: float | Tensor = 1.0, learnable: bool = False) -> None:
         if not isinstance(k, Tensor) and not k > 0:
             raise ValueError(f"k must be positive (the curvature is -1/k), got {k}")
@@ -95,26 +97,37 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         return space.exterior_angle(_space(x, dim), _space(y, dim), self._wide_c(x))
 
     def inner(
-        self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False, dim: int = -1
+        self,
+        x: Tensor | None,
+        u: Tensor,
+        v: Tensor | None = None,
+        *,
+        keepdim: bool = False,
+        dim: int = -1,
     ) -> Tensor:
-        """Minkowski inner product of ambient vectors; as in geoopt, ``x`` is not used."""
-        v = u if v is None else v
-        a, b = working(u).movedim(dim, -1), working(v).movedim(dim, -1)
-        product = (a[..., 1:] * b[..., 1:]).sum(-1) - a[..., 0] * b[..., 0]
-        return _reduced(product.to(result_dtype(u, v)), keepdim, dim)
+        """Minkowski inner product of ambient vectors.
+
+        As in geoopt, ``x`` may be None. Given it, vectors that are tangent at x to rounding are taken by
+        their space components, without the cancellation that their time components bring.
+        """
+        product = self._product(x, u, u if v is None else v, dim)
+        return _reduced(within(product, result_dtype(u)), keepdim, dim)
 
     def norm(self, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False, dim: int = -1) -> Tensor:
         """Length of tangent vectors; 0 with gradient 0 for the zero vector.
 
-        ``norm(u)``, as ``geoopt.Lorentz`` has it, and ``norm(x, u)``, as its other manifolds do.
+        ``norm(u)``, as ``geoopt.Lorentz`` has it, and ``norm(x, u)``, as its other manifolds do. Far out only
+        the second is accurate: see :meth:`inner`.
         """
-        u = u if v is None else v
-        wide = working(u).movedim(dim, -1)
-        size, time = length(wide[..., 1:]), wide[..., 0].abs()
-        square = (size - time) * (size + time)
+        if v is None:
+            wide = working(u).movedim(dim, -1)
+            size, time = length(wide[..., 1:]), wide[..., 0].abs()
+            square = (size - time) * (size + time)
+        else:
+            square = self._product(u, v, v, dim)
         some = square > 0
         root = torch.where(some, torch.sqrt(torch.where(some, square, 1.0)), 0.0)
-        return _reduced(root.to(result_dtype(u)), keepdim, dim)
+        return _reduced(within(root, result_dtype(u)), keepdim, dim)
 
     def projx(self, x: Tensor, *, dim: int = -1) -> Tensor:
         """The point with the space components of x."""
@@ -224,6 +237,15 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         whole = _with_time(points, wide, time_component(points, sqrt_c(self._wide_c(x), points)))
         return _ambient(whole.to(u.dtype), dim)
 
+    def _product(self, x: Tensor | None, u: Tensor, v: Tensor, dim: int) -> Tensor:
+        """The inner product in the working dtype."""
+        product = _minkowski(u, v, dim)
+        if x is None:
+            return product
+        tangent = (self._is_tangent(x, u, dim) & self._is_tangent(x, v, dim))[..., 0]
+        points, a, b = (working(_space(p, dim)) for p in (x, u, v))
+        return torch.where(tangent, maps.inner(points, a, b, self._wide_c(x)), product)
+
     def _tangent_part(self, x: Tensor, v: Tensor, dim: int) -> Tensor:
         r"""Space components, in the working dtype, of :math:`v + \langle x,v\rangle x/k`.
 
@@ -251,7 +273,7 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5, dim: int = -1
     ) -> tuple[bool, str | None]:
         """<x,x> = -k to within rounding of the coordinates, which is relative to x_t²."""
-        error = (self.inner(x, x, dim=dim, keepdim=True) + self.k.to(x)).abs()
+        error = (_minkowski(x, x, dim).unsqueeze(dim) + self.k.to(x)).abs()
         time = x.narrow(dim, 0, 1)
         if bool(((time > 0) & (error <= atol + rtol * time.square())).all()):
             return True, None
@@ -261,7 +283,7 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5, dim: int = -1
     ) -> tuple[bool, str | None]:
         """<x,u> = 0 to within rounding of the coordinates."""
-        error = self.inner(x, x, u, dim=dim).abs()
+        error = _minkowski(x, u, dim).abs()
         size = length(x.movedim(dim, -1)) * length(u.movedim(dim, -1))
         if bool((error <= atol + rtol * size).all()):
             return True, None
@@ -276,6 +298,12 @@ def _space(p: Tensor, dim: int) -> Tensor:
 def _ambient(p: Tensor, dim: int) -> Tensor:
     """Ambient vectors whose components lie in the last axis, with them in ``dim``."""
     return p.movedim(-1, dim)
+
+
+def _minkowski(u: Tensor, v: Tensor, dim: int) -> Tensor:
+    """u·v - u_t v_t, in the working dtype."""
+    a, b = working(u).movedim(dim, -1), working(v).movedim(dim, -1)
+    return dot(a[..., 1:], b[..., 1:]) - a[..., 0] * b[..., 0]
 
 
 def _reduced(value: Tensor, keepdim: bool, dim: int) -> Tensor:
