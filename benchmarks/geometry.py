@@ -121,6 +121,13 @@ def measure(function: Callable, inputs: tuple[Tensor, ...], *, seconds: float) -
     return statistics.median(runs)
 
 
+def processor() -> str:
+    """The CPU's name."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    return names[0].partition(": ")[2] if names else platform.processor()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=int, default=4096)
@@ -135,7 +142,7 @@ def main() -> None:
         "torch": torch.__version__,
         "geoopt": geoopt.__version__,
         "threads": torch.get_num_threads(),
-        "machine": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor(),
+        "machine": torch.cuda.get_device_name() if options.device == "cuda" else processor(),
         "rows": options.rows,
         "dim": options.dim,
         "compiled": options.compile,

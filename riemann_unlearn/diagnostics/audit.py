@@ -254,8 +254,9 @@ def plot(audits: Sequence[Audit], path: str, operations: Sequence[str] | None = 
         panel.set(title=name, xlabel="radius", ylabel="error / unavoidable", ylim=(0.05, 2e9))
     for panel in list(panels)[len(names) :]:
         panel.set_visible(False)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    shown = [dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True)) for panel in figure.axes]
+    legend = {label: handle for panel in shown for label, handle in panel.items()}
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3)
     figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)
 
 
