@@ -1,6 +1,6 @@
 r"""The numerical-stability audit of this library and its peers: a table and a plot for the documentation.
 
-    python -m benchmarks.stability --table docs/tables/stability.md --plot docs/figures/stability.svg \\
+    python -m benchmarks.stability --table docs/tables/stability.md --plot docs/figures/stability.svg \
         [--meru PATH/meru/lorentz.py] [--hypll]
 
 MERU's functions are read from a checkout, HypLL's from where it is installed; neither is needed.
