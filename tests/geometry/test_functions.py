@@ -92,11 +92,23 @@ def test_functions_map(function: Callable[..., Tensor], arity: int) -> None:
         return function(*a, 0.7)
 
     assert torch.allclose(torch.func.vmap(one)(*arguments), one(*arguments), rtol=1e-14, atol=0)
-    slopes = torch.func.vmap(torch.func.grad(lambda *a: one(*a).sum()))(*arguments)
-    moved = torch.ones_like(arguments[0])
-    _, forward = torch.func.jvp(lambda x: one(x, *arguments[1:]), (arguments[0],), (moved,))
-    along = forward.reshape(4, -1).sum(-1)
-    assert torch.allclose(along, slopes.sum(-1), rtol=1e-10)
+    every_one = tuple(range(arity))
+    slopes = torch.func.vmap(torch.func.grad(lambda *a: one(*a).sum(), argnums=every_one))(*arguments)
+    for number in every_one:
+        moved = tuple(torch.full_like(a, float(i == number)) for i, a in enumerate(arguments))
+        _, forward = torch.func.jvp(one, tuple(arguments), moved)
+        along = forward.reshape(4, -1).sum(-1)
+        assert torch.allclose(along, slopes[number].sum(-1), rtol=1e-10)
+        _, alone = torch.func.jvp(
+            lambda x, n=number: one(*arguments[:n], x, *arguments[n + 1 :]),
+            (arguments[number],),
+            (moved[number],),
+        )
+        assert torch.allclose(alone, forward, rtol=1e-12)
+    c = torch.tensor(0.7, dtype=F64)
+    by_c = torch.func.grad(lambda c: function(*arguments, c).sum())(c)
+    _, forward = torch.func.jvp(lambda c: function(*arguments, c), (c,), (torch.ones_like(c),))
+    assert torch.allclose(forward.sum(), by_c, rtol=1e-9, atol=1e-14)
     hessian = torch.func.hessian(lambda x: one(x, *(a[0] for a in arguments[1:])).sum())(arguments[0][0])
     assert torch.allclose(hessian, hessian.T, rtol=1e-9, atol=1e-12)
 
