@@ -1,0 +1,263 @@
+r"""Features as the rows of a matrix product: radii, operands, matched pairs, and the way back for gradients.
+
+A row v of norm n and radius :math:`r = \sqrt c\,n` becomes, with C = cosh r - 1,
+
+.. math::
+
+    \text{left } (\sinh r\,u,\; C,\; 1), \qquad \text{right } (-\sinh r\,u,\; 1+C,\; C),
+
+so that a product of two rows is :math:`Q = \cosh D - 1`. It errs by a few roundings of
+:math:`\cosh r_1 \cosh r_2 - 1 = 2\sinh^2\frac{r_1-r_2}2 + \sinh r_1\sinh r_2`, as a sum of non-negative terms
+from a rounded :math:`u_1·u_2` does. *Careful* operands are float64, and every row is scaled by
+:math:`\sqrt2 e^{-r}`, so that nothing overflows at any radius; their product is
+:math:`Y = 2e^{-r_1-r_2} Q`. For cosines the rows are unit vectors, negated on the right.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from riemann_unlearn.geometry.precision import length
+
+CHUNK = 512
+"""Rows converted to float64 at a time: at D = 512 they are 2 MiB."""
+
+
+class Side:
+    """One side's rows and what the products need of them.
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, D)
+        float32 or float64.
+    root : Tensor
+        √c, float64; not used for cosines.
+    hyperbolic : bool
+    right : bool
+        Which of the two operands the rows are.
+    """
+
+    def __init__(self, x: Tensor, root: Tensor, *, hyperbolic: bool, right: bool = False) -> None:
+        self.x, self.root, self.hyperbolic = x, root, hyperbolic
+        self.sign = -1.0 if right else 1.0
+        self.order: Tensor | None = None
+        # In float64: an error of a radius is one of every distance of its row.
+        wide = torch.float64
+        self.norm = length(x) if x.dtype == wide else torch.linalg.vector_norm(x, dim=-1, dtype=wide)
+        self.inverse = torch.where(self.norm > 0, 1 / self.norm, 0.0)
+        if hyperbolic:
+            self.r = root * self.norm
+            self.shrunk = -torch.expm1(-self.r)  # 1 - e^-r
+            self.shrunk2 = -torch.expm1(-2 * self.r)  # 1 - e^-2r = 2 e^-r sinh r
+            self.decay = torch.exp(-self.r)
+        self._fast: Tensor | None = None
+        self._careful: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def sorted(self, order: Tensor | None) -> Side:
+        """The same rows in another order: row ``order[0]`` of ``x`` first."""
+        if order is None:
+            return self
+        side = copy.copy(self)
+        side.order, side._careful = order, {}
+        for name in ("norm", "inverse", *(("r", "shrunk", "shrunk2", "decay") if self.hyperbolic else ())):
+            setattr(side, name, getattr(self, name)[order])
+        return side
+
+    def sort(self, values: Tensor) -> Tensor:
+        """Values of the rows of ``x``, in this order."""
+        return values if self.order is None else values[self.order]
+
+    def unsort(self, values: Tensor) -> Tensor:
+        """The inverse of :meth:`sort`."""
+        return values if self.order is None else torch.empty_like(values).scatter_(0, self.order, values)
+
+    def index(self, rows: slice) -> Tensor | slice:
+        """Where the rows lie in ``x``."""
+        return rows if self.order is None else self.order[rows]
+
+    def units(self, rows: Tensor) -> Tensor:
+        """Unit vectors of some rows, float64; 0 for a row at the origin."""
+        x = self.x[rows if self.order is None else self.order[rows]]
+        return x.double().mul_(self.inverse[rows, None])
+
+    def operand(self, rows: slice, careful: bool) -> Tensor:
+        """Rows of the product's factor; a slice of careful rows is made once."""
+        if careful:
+            if rows.start not in self._careful:
+                self._careful[rows.start] = self._make(rows, self._scale(careful=True)[rows], torch.float64)
+            return self._careful[rows.start]
+        if self._fast is None:
+            self._fast = self._make(slice(None), self._scale(careful=False), self.x.dtype)
+        return self._fast[rows]
+
+    def a_per_length(self, rows: slice) -> Tensor:
+        """(1 - e^-2r)/n, and its limit 2√c at the origin."""
+        return torch.where(self.norm[rows] > 0, self.shrunk2[rows] * self.inverse[rows], 2 * self.root)
+
+    def _scale(self, careful: bool) -> Tensor:
+        """By what a row is multiplied in the operand: sinh r/n, √2 e^-r sinh r/n or 1/n."""
+        if not self.hyperbolic:
+            return self.inverse
+        size = self.shrunk2 / math.sqrt(2) if careful else torch.sinh(self.r)
+        limit = math.sqrt(2) * self.root if careful else self.root
+        return torch.where(self.norm > 0, size * self.inverse, limit)
+
+    def _make(self, rows: slice, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        x = self.x[self.index(rows)]
+        if not self.hyperbolic:
+            return x.to(dtype) * (self.sign * scale)[:, None].to(dtype)
+        out = torch.empty(len(x), x.shape[1] + 2, dtype=dtype)
+        torch.mul(x, (self.sign * scale)[:, None].to(dtype), out=out[:, :-2])
+        if dtype == torch.float64:
+            less_one = self.shrunk[rows].square() / math.sqrt(2)  # √2 e^-r (cosh r - 1)
+            one = math.sqrt(2) * self.decay[rows]
+        else:
+            less_one, one = 2 * torch.sinh(self.r[rows] / 2).square(), torch.ones_like(self.r[rows])
+        columns = (less_one, one) if self.sign > 0 else (one + less_one, less_one)
+        out[:, -2], out[:, -1] = columns
+        return out
+
+    def add_gradient(self, out: Tensor, of_operand: Tensor, careful: bool) -> Tensor:
+        """Add to ``out`` the gradient of the features that follows from the operand's.
+
+        Returns
+        -------
+        Tensor, shape ()
+            The gradient of √c, through the radii.
+        """
+        scale = self._scale(careful)
+        of_root = self.norm.new_zeros(())
+        for start in range(0, len(self), CHUNK):
+            rows = slice(start, start + CHUNK)
+            where, m, s = self.index(rows), of_operand[rows], scale[rows]
+            x = self.x[where]
+            main = m[:, :-2] if self.hyperbolic else m
+            along = self.sign * torch.linalg.vecdot(main, x.to(m.dtype)).double() * self.inverse[rows]
+            radial = -s * along
+            if self.hyperbolic:
+                of_less_one = (m[:, -2] if self.sign > 0 else m[:, -2] + m[:, -1]).double()
+                cosh, sinh = self._cosh_sinh(rows, careful)
+                of_r = cosh * along + sinh * of_less_one
+                of_root = of_root + (of_r * self.norm[rows]).sum()
+                radial = radial + self.root * of_r
+            part = main * (self.sign * s)[:, None].to(m.dtype)
+            part.addcmul_(x.to(m.dtype), (radial * self.inverse[rows])[:, None].to(m.dtype))
+            out[where] += part.to(out.dtype)
+        return of_root
+
+    def _cosh_sinh(self, rows: slice, careful: bool) -> tuple[Tensor, Tensor]:
+        """Cosh r and sinh r, times √2 e^-r for careful rows."""
+        if careful:
+            return (2 - self.shrunk2[rows]) / math.sqrt(2), self.shrunk2[rows] / math.sqrt(2)
+        return torch.cosh(self.r[rows]), torch.sinh(self.r[rows])
+
+
+def careful_distance(left: Side, right: Side, i: slice, j: slice, y: Tensor) -> tuple[Tensor, Tensor]:
+    """D and S = 2 e^-(r1+r2) sinh D of a tile with careful product ``y``, float64; 0 where points coincide."""
+    rest = 4 * left.decay[i, None] * right.decay[None, j]
+    return _distance(y, rest, left.r[i, None], right.r[None, j])
+
+
+def from_differences(left: Side, right: Side, i: Tensor, j: Tensor) -> Tensor:
+    """Y of pairs of rows, accurate however near they are: exactly 0 for equal rows."""
+    out = torch.empty(len(i), dtype=torch.float64)
+    for start in range(0, len(i), CHUNK):
+        a, b = i[start : start + CHUNK], j[start : start + CHUNK]
+        chord = (left.units(a) - right.units(b)).square().sum(-1)
+        gap = left.shrunk[a] - right.shrunk[b]
+        out[start : start + CHUNK] = gap.square() + left.shrunk2[a] * right.shrunk2[b] * chord / 4
+    return out
+
+
+def matched(left: Side, right: Side, offset: int) -> Tensor:
+    """D, or minus the cosine, of row a of the left and row ``offset + a`` of the right, both unsorted."""
+    value = torch.empty(len(left), dtype=torch.float64)
+    for rows, u, w in _unit_pairs(left, right, offset):
+        if left.hyperbolic:
+            value[rows] = _triangle(left, right, rows, offset, u.sub_(w).square_().sum(-1))[0]
+        else:
+            value[rows] = -torch.linalg.vecdot(u, w)
+    return value
+
+
+def add_matched_gradient(
+    left: Side, right: Side, offset: int, gradient: Tensor, out: Tensor, out_right: Tensor
+) -> Tensor:
+    r"""Add the gradients of the features that follow from those of :func:`matched`.
+
+    With e = u1 - u2, :math:`a = 1 - e^{-2r}` and S of :func:`careful_distance`:
+
+    .. math::
+
+        \frac{∂D}{∂r_1} = \frac{e^{-2r_2} - e^{-2r_1} + (2 - a_1)\,a_2\,|e|^2/4}{S}, \qquad
+        \frac{∂D}{∂u_1} = \frac{a_1 a_2}{2S}\Bigl(e - \frac{|e|^2}2 u_1\Bigr),
+
+    0 where the points coincide.
+
+    Returns
+    -------
+    Tensor, shape ()
+        The gradient of √c, through the radii.
+    """
+    of_root = gradient.new_zeros(())
+    for rows, u, w in _unit_pairs(left, right, offset):
+        columns = slice(rows.start + offset, rows.stop + offset)
+        g = gradient[rows]
+        if not left.hyperbolic:
+            cosine = torch.linalg.vecdot(u, w)[:, None]
+            out[rows] -= ((w - u * cosine) * (g * left.inverse[rows])[:, None]).to(out.dtype)
+            out_right[columns] -= ((u - w * cosine) * (g * right.inverse[columns])[:, None]).to(out.dtype)
+            continue
+        e = u - w
+        chord = e.square().sum(-1)
+        _, s = _triangle(left, right, rows, offset, chord)
+        g = torch.where(s > 0, g / s, 0.0)
+        for side, other, here, there, unit, sign, into in (
+            (left, right, rows, columns, u, 1.0, out),
+            (right, left, columns, rows, w, -1.0, out_right),
+        ):
+            a1, a2 = side.shrunk2[here], other.shrunk2[there]
+            gap = (side.shrunk[here] - other.shrunk[there]) * (side.decay[here] + other.decay[there])
+            of_r = g * (gap + (2 - a1) * a2 * chord / 4)
+            of_root = of_root + (of_r * side.norm[here]).sum()
+            turn = g * side.a_per_length(here) * a2 / 2
+            step = e * (sign * turn)[:, None]
+            step.addcmul_(unit, (side.root * of_r - turn * chord / 2)[:, None])
+            into[here] += step.to(into.dtype)
+    return of_root
+
+
+def _unit_pairs(left: Side, right: Side, offset: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Matched unit vectors, float64, a chunk at a time."""
+    for start in range(0, len(left), CHUNK):
+        rows = slice(start, min(start + CHUNK, len(left)))
+        columns = slice(start + offset, rows.stop + offset)
+        u = left.x[rows].double() * left.inverse[rows, None]
+        w = right.x[columns].double() * right.inverse[columns, None]
+        yield rows, u, w
+
+
+def _triangle(left: Side, right: Side, rows: slice, offset: int, chord: Tensor) -> tuple[Tensor, Tensor]:
+    """D and S of matched pairs from their |u1 - u2|²."""
+    columns = slice(rows.start + offset, rows.stop + offset)
+    gap = left.shrunk[rows] - right.shrunk[columns]
+    y = gap.square() + left.shrunk2[rows] * right.shrunk2[columns] * chord / 4
+    rest = 4 * left.decay[rows] * right.decay[columns]
+    return _distance(y, rest, left.r[rows], right.r[columns])
+
+
+def _distance(y: Tensor, rest: Tensor, r1: Tensor, r2: Tensor) -> tuple[Tensor, Tensor]:
+    """D and S from Y, 4 e^-(r1+r2) and the radii."""
+    root, more = torch.sqrt(y), torch.sqrt(y + rest)
+    d = r1 + r2 + 2 * torch.log((root + more) / 2)
+    gap = (r1 - r2).abs()
+    # Where e^-r underflows only the triangle inequality is left, which is then an equality to rounding.
+    return torch.where(y > 0, torch.maximum(d, gap), gap), root * more
