@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from riemann_unlearn.ops.polar import Side, add_matched_gradient, careful_distance, from_differences, matched
+from riemann_unlearn.ops.polar import Side, add_matched_gradient, careful_distance, chunks, from_differences, matched
 
 ROWS, COLUMNS = 256, 512
 """Of a tile: four float32 buffers of this size are 2 MiB, which two cores hold in their caches."""
@@ -73,6 +73,8 @@ class Statistics(NamedTuple):
     count: Tensor
     plan: Tensor
     """The reference of each tile, or what it is instead; see :data:`_SPREAD`."""
+    norm_x: Tensor
+    norm_y: Tensor
 
 
 class Gradients(NamedTuple):
@@ -126,13 +128,15 @@ def forward(p: Problem) -> Statistics:
         w.unit * total / max(count, 1),
         own.new_tensor(float(count)),
         own.new_tensor(plan),
+        w.sides[0].norm,
+        w.sides[1].norm,
     )
 
 
 def backward(p: Problem, found: Statistics, of: tuple[Tensor, Tensor, Tensor, Tensor]) -> Gradients:
     """Gradients of the features, τ and c from those of matched, rows, columns and negative."""
     of_matched, of_rows, of_columns, of_negative = of
-    w = _Work(p, buffers=4)
+    w = _Work(p, buffers=4, norms=(found.norm_x, found.norm_y))
     scale, unit, root = p.scale.double(), w.unit, p.c.double().sqrt()
     # A matched pair counts by itself and in both the sums it is part of.
     own = scale * found.matched
@@ -141,14 +145,15 @@ def backward(p: Problem, found: Statistics, of: tuple[Tensor, Tensor, Tensor, Te
     of_scale = ((in_rows + in_columns) * found.matched).sum()
     of_matched = of_matched + scale * (in_rows + in_columns)
 
-    rows = w.left.sort(found.rows), w.left.sort(of_rows)
-    columns = w.right.sort(found.columns), w.right.sort(of_columns)
+    row_sums = w.left.sort(found.rows), w.left.sort(of_rows)
+    column_sums = w.right.sort(found.columns), w.right.sort(of_columns)
     pull = float(of_negative / found.count.clamp(min=1))
-    sums = _Sums(w.left), _Sums(w.right)
+    of_x, of_y = torch.zeros_like(p.x), torch.zeros_like(p.y)
+    sums = _Sums(w.left, of_x), _Sums(w.right, of_y)
     weighted = scale.new_zeros(())  # Σ V dL/dlogit
     for tile, reference in zip(w.tiles, found.plan.tolist(), strict=True):
         v, sinh = w.distances_again(tile, math.isnan(reference))
-        h = w.logit_gradient(tile, v, reference, rows, columns)
+        h = w.logit_gradient(tile, v, reference, row_sums, column_sums)
         weighted = weighted + torch.dot(h.view(-1), v.view(-1))
         if tile.negatives:
             more, _ = tile.only_negatives(w.buffer(3, tile, h.dtype).fill_(pull))
@@ -159,11 +164,13 @@ def backward(p: Problem, found: Statistics, of: tuple[Tensor, Tensor, Tensor, Te
         careful = math.isnan(reference)
         sums[0].add(tile.rows, h, w.right.operand(tile.columns, careful), factor, careful)
         sums[1].add(tile.columns, h.mT, w.left.operand(tile.rows, careful), factor, careful)
+        if tile.columns.stop == len(p.y):
+            sums[0].finish(tile.rows)
 
     of_scale = of_scale + unit * weighted
-    of_x, of_y = torch.zeros_like(p.x), torch.zeros_like(p.y)
-    of_root = sums[0].finish(of_x) + sums[1].finish(of_y)
-    of_root = of_root + add_matched_gradient(*w.sides, p.offset, unit * of_matched, of_x, of_y)
+    for columns in chunks(*p.y.shape):
+        sums[1].finish(columns)
+    of_root = sums[0].of_root + sums[1].of_root + add_matched_gradient(*w.sides, p.offset, unit * of_matched, of_x, of_y)
     if p.hyperbolic:  # s = -D/√c
         of_s = (of_matched * found.matched).sum() + of_negative * found.negative + scale * unit * weighted
         of_root = of_root - of_s / root
@@ -205,15 +212,19 @@ class _Tile(NamedTuple):
 class _Work:
     """A problem laid out: sides, tiles and buffers."""
 
-    def __init__(self, p: Problem, buffers: int) -> None:
+    def __init__(
+        self, p: Problem, buffers: int, norms: tuple[Tensor | None, Tensor | None] = (None, None)
+    ) -> None:
         root = p.c.double().sqrt()
         self.p = p
         self.unit = -1 / root if p.hyperbolic else -torch.ones_like(root)
         """s = unit · V, where V = D, or minus the cosine."""
         self.slope = float(p.scale.double() * self.unit)
         self.own = slice(p.offset, p.offset + len(p.x))
-        sides = Side(p.x, root, hyperbolic=p.hyperbolic), Side(p.y, root, hyperbolic=p.hyperbolic, right=True)
-        self.sides = sides
+        sides = self.sides = (
+            Side(p.x, root, hyperbolic=p.hyperbolic, norm=norms[0]),
+            Side(p.y, root, hyperbolic=p.hyperbolic, norm=norms[1], right=True),
+        )
         order = _order(p)
         row_order = None
         if order is not None:
@@ -385,24 +396,24 @@ class _Running:
 
 
 class _Sums:
-    """The gradient of one side's operand in the making; fast and careful rows apart."""
+    """The gradient of one side's operand in the making, fast and careful rows apart."""
 
-    def __init__(self, side: Side) -> None:
-        self.side = side
-        self.parts: dict[bool, Tensor] = {}
+    def __init__(self, side: Side, out: Tensor) -> None:
+        self.side, self.out = side, out
+        self.of_root = side.norm.new_zeros(())
+        self._parts: dict[bool, Tensor] = {}
+        self._first = 0
 
     def add(self, where: slice, h: Tensor, operand: Tensor, factor: float, careful: bool) -> None:
         """Add factor·h @ operand."""
-        if careful not in self.parts:
-            self.parts[careful] = operand.new_zeros(len(self.side), operand.shape[1])
-        self.parts[careful][where].addmm_(h, operand, alpha=factor)
+        if careful not in self._parts:
+            self._parts[careful] = operand.new_zeros(len(self.side), operand.shape[1])
+        self._parts[careful][where].addmm_(h, operand, alpha=factor)
 
-    def finish(self, out: Tensor) -> Tensor:
-        """Add the features' gradient to ``out``, and return that of √c through the radii."""
-        total = self.side.norm.new_zeros(())
-        for careful, part in self.parts.items():
-            total = total + self.side.add_gradient(out, part, careful)
-        return total
+    def finish(self, where: slice) -> None:
+        """Pass what was added for some rows on to the features and to √c."""
+        for careful, part in self._parts.items():
+            self.of_root = self.of_root + self.side.add_gradient(self.out, part[where], where, careful)
 
 
 def _order(p: Problem) -> Tensor | None:

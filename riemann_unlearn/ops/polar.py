@@ -24,8 +24,8 @@ from torch import Tensor
 
 from riemann_unlearn.geometry.precision import length
 
-CHUNK = 512
-"""Rows converted to float64 at a time: at D = 512 they are 2 MiB."""
+_CHUNK_BYTES = 2**18
+"""Of rows converted to float64 at a time: three such pieces stay in a core's cache."""
 
 
 class Side:
@@ -40,15 +40,23 @@ class Side:
     hyperbolic : bool
     right : bool
         Which of the two operands the rows are.
+    norm : Tensor, shape (N,), optional
+        Their lengths, float64, where they are known.
     """
 
-    def __init__(self, x: Tensor, root: Tensor, *, hyperbolic: bool, right: bool = False) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        root: Tensor,
+        *,
+        hyperbolic: bool,
+        right: bool = False,
+        norm: Tensor | None = None,
+    ) -> None:
         self.x, self.root, self.hyperbolic = x, root, hyperbolic
         self.sign = -1.0 if right else 1.0
         self.order: Tensor | None = None
-        # In float64: an error of a radius is one of every distance of its row.
-        wide = torch.float64
-        self.norm = length(x) if x.dtype == wide else torch.linalg.vector_norm(x, dim=-1, dtype=wide)
+        self.norm = _norms(x) if norm is None else norm
         self.inverse = torch.where(self.norm > 0, 1 / self.norm, 0.0)
         if hyperbolic:
             self.r = root * self.norm
@@ -125,32 +133,28 @@ class Side:
         out[:, -2], out[:, -1] = columns
         return out
 
-    def add_gradient(self, out: Tensor, of_operand: Tensor, careful: bool) -> Tensor:
-        """Add to ``out`` the gradient of the features that follows from the operand's.
+    def add_gradient(self, out: Tensor, m: Tensor, rows: slice, careful: bool) -> Tensor:
+        """Add to ``out`` the gradient of the features of ``rows`` that follows from their operand's, ``m``.
 
         Returns
         -------
         Tensor, shape ()
             The gradient of √c, through the radii.
         """
-        scale = self._scale(careful)
-        of_root = self.norm.new_zeros(())
-        for start in range(0, len(self), CHUNK):
-            rows = slice(start, start + CHUNK)
-            where, m, s = self.index(rows), of_operand[rows], scale[rows]
-            x = self.x[where]
-            main = m[:, :-2] if self.hyperbolic else m
-            along = self.sign * torch.linalg.vecdot(main, x.to(m.dtype)).double() * self.inverse[rows]
-            radial = -s * along
-            if self.hyperbolic:
-                of_less_one = (m[:, -2] if self.sign > 0 else m[:, -2] + m[:, -1]).double()
-                cosh, sinh = self._cosh_sinh(rows, careful)
-                of_r = cosh * along + sinh * of_less_one
-                of_root = of_root + (of_r * self.norm[rows]).sum()
-                radial = radial + self.root * of_r
-            part = main * (self.sign * s)[:, None].to(m.dtype)
-            part.addcmul_(x.to(m.dtype), (radial * self.inverse[rows])[:, None].to(m.dtype))
-            out[where] += part.to(out.dtype)
+        where, s = self.index(rows), self._scale(careful)[rows]
+        x = self.x[where]
+        main = m[:, :-2] if self.hyperbolic else m
+        along = self.sign * torch.linalg.vecdot(main, x.to(m.dtype)).double() * self.inverse[rows]
+        radial, of_root = -s * along, self.norm.new_zeros(())
+        if self.hyperbolic:
+            of_less_one = (m[:, -2] if self.sign > 0 else m[:, -2] + m[:, -1]).double()
+            cosh, sinh = self._cosh_sinh(rows, careful)
+            of_r = cosh * along + sinh * of_less_one
+            of_root = (of_r * self.norm[rows]).sum()
+            radial = radial + self.root * of_r
+        part = main * (self.sign * s)[:, None].to(m.dtype)
+        part.addcmul_(x.to(m.dtype), (radial * self.inverse[rows])[:, None].to(m.dtype))
+        out[where] += part.to(out.dtype)
         return of_root
 
     def _cosh_sinh(self, rows: slice, careful: bool) -> tuple[Tensor, Tensor]:
@@ -169,20 +173,28 @@ def careful_distance(left: Side, right: Side, i: slice, j: slice, y: Tensor) -> 
 def from_differences(left: Side, right: Side, i: Tensor, j: Tensor) -> Tensor:
     """Y of pairs of rows, accurate however near they are: exactly 0 for equal rows."""
     out = torch.empty(len(i), dtype=torch.float64)
-    for start in range(0, len(i), CHUNK):
-        a, b = i[start : start + CHUNK], j[start : start + CHUNK]
+    for pairs in chunks(len(i), left.x.shape[1]):
+        a, b = i[pairs], j[pairs]
         chord = (left.units(a) - right.units(b)).square().sum(-1)
         gap = left.shrunk[a] - right.shrunk[b]
-        out[start : start + CHUNK] = gap.square() + left.shrunk2[a] * right.shrunk2[b] * chord / 4
+        out[pairs] = gap.square() + left.shrunk2[a] * right.shrunk2[b] * chord / 4
     return out
+
+
+def chunks(count: int, width: int) -> Iterator[slice]:
+    """0 to ``count`` in pieces of rows of ``width`` float64 numbers that stay in a core's cache."""
+    size = max(1, _CHUNK_BYTES // (8 * max(width, 1)))
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
 
 
 def matched(left: Side, right: Side, offset: int) -> Tensor:
     """D, or minus the cosine, of row a of the left and row ``offset + a`` of the right, both unsorted."""
     value = torch.empty(len(left), dtype=torch.float64)
-    for rows, u, w in _unit_pairs(left, right, offset):
+    for rows, columns, u, w in _unit_pairs(left, right, offset):
         if left.hyperbolic:
-            value[rows] = _triangle(left, right, rows, offset, u.sub_(w).square_().sum(-1))[0]
+            e = u.sub_(w)
+            value[rows] = _triangle(left, right, rows, columns, torch.linalg.vecdot(e, e))[0]
         else:
             value[rows] = -torch.linalg.vecdot(u, w)
     return value
@@ -208,46 +220,60 @@ def add_matched_gradient(
         The gradient of √c, through the radii.
     """
     of_root = gradient.new_zeros(())
-    for rows, u, w in _unit_pairs(left, right, offset):
-        columns = slice(rows.start + offset, rows.stop + offset)
-        g = gradient[rows]
+    for rows, columns, u, w in _unit_pairs(left, right, offset):
+        g, dtype = gradient[rows], out.dtype
         if not left.hyperbolic:
-            cosine = torch.linalg.vecdot(u, w)[:, None]
-            out[rows] -= ((w - u * cosine) * (g * left.inverse[rows])[:, None]).to(out.dtype)
-            out_right[columns] -= ((u - w * cosine) * (g * right.inverse[columns])[:, None]).to(out.dtype)
+            cosine = torch.linalg.vecdot(u, w)
+            for side, here, unit, other, into in (
+                (left, rows, u, w, out),
+                (right, columns, w, u, out_right),
+            ):
+                step = -g * side.inverse[here]
+                into[here].addcmul_(other.to(dtype), step[:, None].to(dtype))
+                into[here].addcmul_(unit.to(dtype), -(step * cosine)[:, None].to(dtype))
             continue
-        e = u - w
-        chord = e.square().sum(-1)
-        _, s = _triangle(left, right, rows, offset, chord)
-        g = torch.where(s > 0, g / s, 0.0)
-        for side, other, here, there, unit, sign, into in (
-            (left, right, rows, columns, u, 1.0, out),
-            (right, left, columns, rows, w, -1.0, out_right),
+        e = u.sub_(w)
+        chord = torch.linalg.vecdot(e, e)
+        _, s = _triangle(left, right, rows, columns, chord)
+        g, e = torch.where(s > 0, g / s, 0.0), e.to(dtype)
+        for side, other, here, there, sign, into in (
+            (left, right, rows, columns, 1.0, out),
+            (right, left, columns, rows, -1.0, out_right),
         ):
             a1, a2 = side.shrunk2[here], other.shrunk2[there]
             gap = (side.shrunk[here] - other.shrunk[there]) * (side.decay[here] + other.decay[there])
             of_r = g * (gap + (2 - a1) * a2 * chord / 4)
             of_root = of_root + (of_r * side.norm[here]).sum()
             turn = g * side.a_per_length(here) * a2 / 2
-            step = e * (sign * turn)[:, None]
-            step.addcmul_(unit, (side.root * of_r - turn * chord / 2)[:, None])
-            into[here] += step.to(into.dtype)
+            outward = (side.root * of_r - turn * chord / 2) * side.inverse[here]
+            into[here].addcmul_(e, (sign * turn)[:, None].to(dtype))
+            into[here].addcmul_(side.x[here], outward[:, None].to(dtype))
     return of_root
 
 
-def _unit_pairs(left: Side, right: Side, offset: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _norms(x: Tensor) -> Tensor:
+    """Lengths, float64: an error of a radius would be one of every distance of its row."""
+    if x.dtype == torch.float64:
+        return length(x)
+    norm = torch.empty(len(x), dtype=torch.float64)
+    for rows in chunks(*x.shape):
+        norm[rows] = torch.linalg.vector_norm(x[rows].double(), dim=-1)
+    return norm
+
+
+def _unit_pairs(left: Side, right: Side, offset: int) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
     """Matched unit vectors, float64, a chunk at a time."""
-    for start in range(0, len(left), CHUNK):
-        rows = slice(start, min(start + CHUNK, len(left)))
-        columns = slice(start + offset, rows.stop + offset)
-        u = left.x[rows].double() * left.inverse[rows, None]
-        w = right.x[columns].double() * right.inverse[columns, None]
-        yield rows, u, w
+    for rows in chunks(*left.x.shape):
+        columns = slice(rows.start + offset, rows.stop + offset)
+        u = left.x[rows].to(torch.float64, copy=True).mul_(left.inverse[rows, None])
+        w = right.x[columns].to(torch.float64, copy=True).mul_(right.inverse[columns, None])
+        yield rows, columns, u, w
 
 
-def _triangle(left: Side, right: Side, rows: slice, offset: int, chord: Tensor) -> tuple[Tensor, Tensor]:
+def _triangle(
+    left: Side, right: Side, rows: slice, columns: slice, chord: Tensor
+) -> tuple[Tensor, Tensor]:
     """D and S of matched pairs from their |u1 - u2|²."""
-    columns = slice(rows.start + offset, rows.stop + offset)
     gap = left.shrunk[rows] - right.shrunk[columns]
     y = gap.square() + left.shrunk2[rows] * right.shrunk2[columns] * chord / 4
     rest = 4 * left.decay[rows] * right.decay[columns]
