@@ -22,9 +22,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from riemann_unlearn.ops.polar import Side, add_matched_gradient, careful_distance, chunks, from_differences, matched
+from riemann_unlearn.ops.polar import (
+    Side,
+    add_matched_gradient,
+    careful_distance,
+    from_differences,
+    matched_angles,
+    matched_distances,
+)
 
-ROWS, COLUMNS = 256, 512
+ROWS, COLUMNS = 256, 1024
 """Of a tile: four float32 buffers of this size are 2 MiB, which two cores hold in their caches."""
 
 _NEAR = 2.0**-7
@@ -33,8 +40,9 @@ _NEAR = 2.0**-7
 _FAST_RADII = 40.0
 """... and r1 + r2 up to this: Q² < e^80 and probabilities over sinh D are ordinary float32 numbers."""
 
-_TINY = 1e-4
-"""Below this Q, log(1 + t) leaves a distance fewer than 17 bits, and log1p(t) is taken."""
+_TINY = 0.05
+"""With all radii below this, distances come from log1p(t); else from log(1 + t), which is faster, and wrong by
+2^-24, at most 2^-20 of the largest distance."""
 
 _FAR = 1e18
 """Stands in a product for what is not a pair: beyond cosh 40, and its square is a float32 number."""
@@ -73,6 +81,8 @@ class Statistics(NamedTuple):
     count: Tensor
     plan: Tensor
     """The reference of each tile, or what it is instead; see :data:`_SPREAD`."""
+    angle: Tensor
+    """Of matched pairs: |u1 - u2|², or the cosine."""
     norm_x: Tensor
     norm_y: Tensor
 
@@ -89,35 +99,41 @@ class Gradients(NamedTuple):
 def forward(p: Problem) -> Statistics:
     """Matched similarities, row and column log-sum-exps, and the mean over the forget negatives."""
     w = _Work(p, buffers=2)
-    value = w.unit * matched(*w.sides, p.offset)
+    angle = matched_angles(*w.sides, p.offset)
+    value = w.unit * (matched_distances(*w.sides, p.offset, angle)[0] if p.hyperbolic else -angle)
     own = p.scale.double() * value
-    rows = _Running(w.left.sort(own))
-    columns = torch.full((len(p.y),), -math.inf, dtype=torch.float64)
-    columns[w.own] = own
-    columns = _Running(w.right.sort(columns))
+    column_own = torch.full((len(p.y),), -math.inf, dtype=torch.float64)
+    column_own[w.own] = own
+    common = _common_reference(p, own)
+    rows, columns = _Running(w.left.sort(own), common), _Running(w.right.sort(column_own), common)
     total, count, plan = own.new_zeros(()), 0, []
     for tile in w.tiles:
-        v, most_rows, most_columns, careful = w.distances(tile)
-        reference = _CAREFUL if careful else _TWICE
-        sides = [
-            (running, where, running.raised(where, most), dim)
-            for running, where, most, dim in (
-                (rows, tile.rows, most_rows, 1),
-                (columns, tile.columns, most_columns, 0),
-            )
-            if (tile.by_row, tile.by_column)[1 - dim]
-        ]
-        highest, lowest = most_rows.max(), torch.stack([top.min() for _, _, top, _ in sides]).min()
-        if not careful and highest - lowest <= 2 * _SPREAD:
-            reference = float(highest) - _SPREAD
-            terms = tile.hide(w.exponentials(1, v, reference), 0.0)
-        plan.append(reference)
-        for running, where, top, dim in sides:
-            if math.isfinite(reference):
-                found = terms.sum(dim).double() * torch.exp(reference - top)
+        v, careful = w.distances(tile)
+        sides = [(rows, tile.rows, 1)] if tile.by_row else []
+        if tile.by_column:
+            sides.append((columns, tile.columns, 0))
+        reference = common
+        if reference is None:
+            most = w.slope * v.amin(1)
+            tops = [
+                torch.maximum(running.top[where], most if dim == 1 else w.slope * v.amin(0))
+                for running, where, dim in sides
+            ]
+            highest, lowest = float(most.max()), min(float(top.min()) for top in tops)
+            fits = highest - lowest <= 2 * _SPREAD and not careful
+            reference = highest - _SPREAD if fits else _TWICE
+            for (running, where, _), top in zip(sides, tops, strict=True):
+                running.raise_top(where, top)
+        shared = tile.hide(w.exponentials(1, v, reference), 0.0) if reference != _TWICE else None
+        for running, where, dim in sides:
+            if shared is not None and common is not None:
+                running.sum[where] += shared.sum(dim)
+            elif shared is not None:
+                running.sum[where] += shared.sum(dim) * torch.exp(reference - running.top[where])
             else:
-                found = tile.hide(w.exponentials(1, v, top.unsqueeze(dim)), 0.0).sum(dim).double()
-            running.add(where, top, found)
+                top = running.top[where].to(v.dtype).unsqueeze(dim)
+                running.sum[where] += tile.hide(w.exponentials(1, v, top), 0.0).sum(dim)
+        plan.append(_CAREFUL if careful else reference)
         if tile.negatives:
             v, pairs = tile.only_negatives(v)
             total, count = total + v.sum(0).double().sum(), count + pairs
@@ -128,6 +144,7 @@ def forward(p: Problem) -> Statistics:
         w.unit * total / max(count, 1),
         own.new_tensor(float(count)),
         own.new_tensor(plan),
+        angle,
         w.sides[0].norm,
         w.sides[1].norm,
     )
@@ -150,11 +167,11 @@ def backward(p: Problem, found: Statistics, of: tuple[Tensor, Tensor, Tensor, Te
     pull = float(of_negative / found.count.clamp(min=1))
     of_x, of_y = torch.zeros_like(p.x), torch.zeros_like(p.y)
     sums = _Sums(w.left, of_x), _Sums(w.right, of_y)
-    weighted = scale.new_zeros(())  # Σ V dL/dlogit
+    weighted = []  # Σ V dL/dlogit of each tile
     for tile, reference in zip(w.tiles, found.plan.tolist(), strict=True):
         v, sinh = w.distances_again(tile, math.isnan(reference))
         h = w.logit_gradient(tile, v, reference, row_sums, column_sums)
-        weighted = weighted + torch.dot(h.view(-1), v.view(-1))
+        weighted.append(torch.dot(h.view(-1), v.view(-1)))
         if tile.negatives:
             more, _ = tile.only_negatives(w.buffer(3, tile, h.dtype).fill_(pull))
             h.mul_(float(scale)).add_(more)
@@ -167,12 +184,16 @@ def backward(p: Problem, found: Statistics, of: tuple[Tensor, Tensor, Tensor, Te
         if tile.columns.stop == len(p.y):
             sums[0].finish(tile.rows)
 
-    of_scale = of_scale + unit * weighted
-    for columns in chunks(*p.y.shape):
+    of_tiles = unit * (torch.stack(weighted).double().sum() if weighted else 0.0)
+    of_scale = of_scale + of_tiles
+    for columns in _slices(0, len(p.y), ROWS):
         sums[1].finish(columns)
-    of_root = sums[0].of_root + sums[1].of_root + add_matched_gradient(*w.sides, p.offset, unit * of_matched, of_x, of_y)
+    of_root = sums[0].of_root + sums[1].of_root
+    of_root = of_root + add_matched_gradient(
+        *w.sides, p.offset, found.angle, unit * of_matched, of_x, of_y
+    )
     if p.hyperbolic:  # s = -D/√c
-        of_s = (of_matched * found.matched).sum() + of_negative * found.negative + scale * unit * weighted
+        of_s = (of_matched * found.matched).sum() + of_negative * found.negative + scale * of_tiles
         of_root = of_root - of_s / root
     return Gradients(of_x, of_y, of_scale.to(p.scale.dtype), (of_root / (2 * root)).to(p.c.dtype))
 
@@ -231,11 +252,29 @@ class _Work:
             local = (order >= self.own.start) & (order < self.own.stop)
             row_order = order[local] - p.offset
         self.left, self.right = sides[0].sorted(row_order), sides[1].sorted(order)
-        if p.hyperbolic:
-            self._sinh = torch.sinh(self.left.r), torch.sinh(self.right.r)
         self.tiles = list(self._tiles(order, row_order))
+        if p.hyperbolic:
+            self._measure_radii()
         size = min(ROWS, max(len(p.x), 1)) * min(COLUMNS, max(len(p.y), 1))
         self._buffers = [torch.empty(size, dtype=p.x.dtype) for _ in range(buffers)]
+
+    def _measure_radii(self) -> None:
+        """What decides how a tile is computed."""
+        left, right = self.left, self.right
+        self._sinh = torch.sinh(left.r), torch.sinh(right.r)
+        self._tiny = max(float(r.max()) if len(r) else 0.0 for r in (left.r, right.r)) < _TINY
+        self._farthest: tuple[dict[int, float], dict[int, float]] = {}, {}
+        self._near: dict[int, Tensor] = {}
+        """By columns: in each row, the distance at and below which the product's rounding may matter."""
+        for tile in self.tiles:
+            for found, rows, side in zip(
+                self._farthest, (tile.rows, tile.columns), (left, right), strict=True
+            ):
+                if rows.start not in found:
+                    found[rows.start] = float(side.r[rows].max())
+            if tile.columns.start not in self._near:
+                q = _NEAR * self._sinh[0] * self._sinh[1][tile.columns].max()
+                self._near[tile.columns.start] = torch.log1p(q + torch.sqrt(q * (q + 2)))
 
     def buffer(self, number: int, tile: _Tile, dtype: torch.dtype) -> Tensor:
         """Room for a tile: one of the buffers, or new where they have another dtype."""
@@ -243,29 +282,26 @@ class _Work:
         flat = self._buffers[number]
         return flat[: shape[0] * shape[1]].view(shape) if flat.dtype == dtype else flat.new_empty(shape, dtype=dtype)
 
-    def distances(self, tile: _Tile) -> tuple[Tensor, Tensor, Tensor, bool]:
-        """V of a tile, the largest logits of its rows and of its columns, and whether it is careful."""
-        if not self._is_far(tile):
-            v = tile.hide(self._product(tile), _FAR)
-            row, column = v.amin(1).double(), v.amin(0).double()
-            if not self.p.hyperbolic:
-                return v, self.slope * row, self.slope * column, False
-            if not self._has_near(tile, v, row):
-                self._distance_in_place(v, self.buffer(1, tile, v.dtype))
-                return v, self.slope * _arcosh1p(row), self.slope * _arcosh1p(column), False
-        v, _ = self._careful(tile)
-        return v, self.slope * v.amin(1), self.slope * v.amin(0), True
+    def distances(self, tile: _Tile) -> tuple[Tensor, bool]:
+        """V of a tile, and whether it is careful."""
+        if self.p.hyperbolic:
+            if self._is_far(tile):
+                return self._careful(tile)[0], True
+            v, _ = self._fast(tile)
+            if not (v.amin(1) > self._near[tile.columns.start][tile.rows]).all():
+                if self._has_near(tile):
+                    return self._careful(tile)[0], True
+                v, _ = self._fast(tile)
+            return v, False
+        return tile.hide(self._product(tile), _FAR), False
 
     def distances_again(self, tile: _Tile, careful: bool) -> tuple[Tensor, Tensor | None]:
         """V of a tile, and dQ/dV or dY/dV of the product behind it."""
         if careful:
             return self._careful(tile)
-        v = tile.hide(self._product(tile), _FAR)
-        if not self.p.hyperbolic:
-            return v, None
-        sinh = self.buffer(1, tile, v.dtype)
-        self._distance_in_place(v, sinh)
-        return v, sinh
+        if self.p.hyperbolic:
+            return self._fast(tile)
+        return tile.hide(self._product(tile), _FAR), None
 
     def exponentials(self, number: int, v: Tensor, reference: Tensor | float) -> Tensor:
         """exp(slope·V - reference), in a buffer."""
@@ -302,34 +338,27 @@ class _Work:
         return tile.hide(h, 0.0)
 
     def _is_far(self, tile: _Tile) -> bool:
-        if not self.p.hyperbolic:
-            return False
         if self.p.x.dtype == torch.float64:
             return True
-        return bool(self.left.r[tile.rows].max() + self.right.r[tile.columns].max() > _FAST_RADII)
-
-    def _has_near(self, tile: _Tile, q: Tensor, least: Tensor) -> bool:
-        """Whether the rounding of a fast product matters somewhere; ``least`` of each row."""
-        left, right = _NEAR * self._sinh[0][tile.rows], self._sinh[1][tile.columns]
-        if not (least <= left * right.max()).any():
-            return False
-        # By the largest radius of the columns it might; so by each its own.
-        scaled = torch.div(q, right.to(q.dtype), out=self.buffer(1, tile, q.dtype))
-        return bool((scaled.amin(1) <= left).any())
+        farthest = self._farthest[0][tile.rows.start] + self._farthest[1][tile.columns.start]
+        return not farthest <= _FAST_RADII
 
     def _product(self, tile: _Tile) -> Tensor:
         a, b = self.left.operand(tile.rows, careful=False), self.right.operand(tile.columns, careful=False)
         return torch.mm(a, b.mT, out=self.buffer(0, tile, a.dtype))
 
-    def _distance_in_place(self, q: Tensor, sinh: Tensor) -> None:
-        """Turn Q into D, leaving sinh D."""
-        tiny = q.amin() < _TINY
-        torch.add(q, 2, out=sinh).mul_(q).sqrt_()
+    def _fast(self, tile: _Tile) -> tuple[Tensor, Tensor]:
+        """D and sinh D of a tile, float32; NaN or small where the product is wrong."""
+        q = tile.hide(self._product(tile), _FAR)
+        sinh = torch.add(q, 2, out=self.buffer(1, tile, q.dtype)).mul_(q).sqrt_()
         q.add_(sinh)
-        if tiny:
-            q.log1p_()
-        else:
-            q.add_(1).log_()
+        return (q.log1p_() if self._tiny else q.add_(1).log_()), sinh
+
+    def _has_near(self, tile: _Tile) -> bool:
+        """Whether the rounding of a fast product matters somewhere, by each pair's own radii."""
+        q = tile.hide(self._product(tile), _FAR)
+        least = q.div_(self._sinh[1][tile.columns].to(q.dtype)).amin(1)
+        return not bool((least > _NEAR * self._sinh[0][tile.rows]).all())
 
     def _careful(self, tile: _Tile) -> tuple[Tensor, Tensor]:
         """D and S of a tile, float64."""
@@ -376,18 +405,15 @@ class _Work:
 
 
 class _Running:
-    """A log-sum-exp in the making, float64: the largest logit so far, and the sum relative to it."""
+    """A log-sum-exp in the making, float64: sums relative to a logit for each row."""
 
-    def __init__(self, own: Tensor) -> None:
-        self.top, self.sum = own.clone(), (own > -math.inf).double()
+    def __init__(self, own: Tensor, common: float | None) -> None:
+        self.top = own.clone() if common is None else torch.full_like(own, common)
+        self.sum = torch.where(own > -math.inf, torch.exp(own - self.top), 0.0)
 
-    def raised(self, where: slice, most: Tensor) -> Tensor:
-        """The largest logits after those of a tile."""
-        return torch.maximum(self.top[where], most)
-
-    def add(self, where: slice, top: Tensor, found: Tensor) -> None:
-        """Add a tile's sums, relative to the largest logits ``top`` from now on."""
-        self.sum[where] = self.sum[where] * torch.exp(self.top[where] - top) + found
+    def raise_top(self, where: slice, top: Tensor) -> None:
+        """Make the sums of some rows relative to the logits ``top``, which are no smaller than before."""
+        self.sum[where] *= torch.exp(self.top[where] - top)
         self.top[where] = top
 
     def log(self) -> Tensor:
@@ -424,8 +450,12 @@ def _order(p: Problem) -> Tensor | None:
     return order if p.forget is None else order[torch.argsort(p.forget[order].byte(), stable=True)]
 
 
-def _arcosh1p(q: Tensor) -> Tensor:
-    return torch.log1p(q + torch.sqrt(q * (q + 2)))
+def _common_reference(p: Problem, own: Tensor) -> float | None:
+    """A reference for all tiles, if the matched pairs show that no sum can be far from it."""
+    if len(p.x) < len(p.y) or not len(own):
+        return None
+    most = 0.0 if p.hyperbolic else float(p.scale)
+    return most - _SPREAD if float(own.min()) >= most - 2 * _SPREAD else None
 
 
 def _slices(split: int, stop: int, size: int) -> list[slice]:

@@ -188,22 +188,28 @@ def chunks(count: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def matched(left: Side, right: Side, offset: int) -> Tensor:
-    """D, or minus the cosine, of row a of the left and row ``offset + a`` of the right, both unsorted."""
-    value = torch.empty(len(left), dtype=torch.float64)
-    for rows, columns, u, w in _unit_pairs(left, right, offset):
+def matched_angles(left: Side, right: Side, offset: int) -> Tensor:
+    """|u1 - u2|², or the cosine, of row a of the left and row ``offset + a`` of the right, unsorted."""
+    angle = torch.empty(len(left), dtype=torch.float64)
+    for rows, _, u, w in _unit_pairs(left, right, offset):
         if left.hyperbolic:
-            e = u.sub_(w)
-            value[rows] = _triangle(left, right, rows, columns, torch.linalg.vecdot(e, e))[0]
-        else:
-            value[rows] = -torch.linalg.vecdot(u, w)
-    return value
+            u = w = u.sub_(w)
+        angle[rows] = torch.linalg.vecdot(u, w)
+    return angle
+
+
+def matched_distances(left: Side, right: Side, offset: int, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """D and S of :func:`careful_distance` of matched pairs, from their |u1 - u2|²."""
+    columns = slice(offset, offset + len(left))
+    gap = left.shrunk - right.shrunk[columns]
+    y = gap.square() + left.shrunk2 * right.shrunk2[columns] * angle / 4
+    return _distance(y, 4 * left.decay * right.decay[columns], left.r, right.r[columns])
 
 
 def add_matched_gradient(
-    left: Side, right: Side, offset: int, gradient: Tensor, out: Tensor, out_right: Tensor
+    left: Side, right: Side, offset: int, angle: Tensor, gradient: Tensor, out: Tensor, out_right: Tensor
 ) -> Tensor:
-    r"""Add the gradients of the features that follow from those of :func:`matched`.
+    r"""Add the gradients of the features that follow from those of matched D, or of minus the cosines.
 
     With e = u1 - u2, :math:`a = 1 - e^{-2r}` and S of :func:`careful_distance`:
 
@@ -219,35 +225,35 @@ def add_matched_gradient(
     Tensor, shape ()
         The gradient of √c, through the radii.
     """
-    of_root = gradient.new_zeros(())
-    for rows, columns, u, w in _unit_pairs(left, right, offset):
-        g, dtype = gradient[rows], out.dtype
-        if not left.hyperbolic:
-            cosine = torch.linalg.vecdot(u, w)
-            for side, here, unit, other, into in (
-                (left, rows, u, w, out),
-                (right, columns, w, u, out_right),
-            ):
-                step = -g * side.inverse[here]
-                into[here].addcmul_(other.to(dtype), step[:, None].to(dtype))
-                into[here].addcmul_(unit.to(dtype), -(step * cosine)[:, None].to(dtype))
-            continue
-        e = u.sub_(w)
-        chord = torch.linalg.vecdot(e, e)
-        _, s = _triangle(left, right, rows, columns, chord)
-        g, e = torch.where(s > 0, g / s, 0.0), e.to(dtype)
-        for side, other, here, there, sign, into in (
-            (left, right, rows, columns, 1.0, out),
-            (right, left, columns, rows, -1.0, out_right),
-        ):
+    of_root, everything = gradient.new_zeros(()), slice(offset, offset + len(left))
+    if left.hyperbolic:
+        _, s = matched_distances(left, right, offset, angle)
+        gradient = torch.where(s > 0, gradient / s, 0.0)
+    steps = []  # for each side, how far to go along the other's direction, and along its own vector
+    for side, other, here, there in (
+        (left, right, slice(None), everything),
+        (right, left, everything, slice(None)),
+    ):
+        if left.hyperbolic:
             a1, a2 = side.shrunk2[here], other.shrunk2[there]
             gap = (side.shrunk[here] - other.shrunk[there]) * (side.decay[here] + other.decay[there])
-            of_r = g * (gap + (2 - a1) * a2 * chord / 4)
+            of_r = gradient * (gap + (2 - a1) * a2 * angle / 4)
             of_root = of_root + (of_r * side.norm[here]).sum()
-            turn = g * side.a_per_length(here) * a2 / 2
-            outward = (side.root * of_r - turn * chord / 2) * side.inverse[here]
-            into[here].addcmul_(e, (sign * turn)[:, None].to(dtype))
-            into[here].addcmul_(side.x[here], outward[:, None].to(dtype))
+            away = gradient * side.a_per_length(here) * a2 / 2
+            outward = (side.root * of_r - away * angle / 2) * side.inverse[here]
+        else:
+            away = gradient * side.inverse[here]
+            outward = away * angle * side.inverse[here]
+        steps.append((away[:, None].to(out.dtype), outward[:, None].to(out.dtype)))
+    (away, outward), (away_right, outward_right) = steps
+    sign = 1.0 if left.hyperbolic else -1.0
+    for rows, columns, u, w in _unit_pairs(left, right, offset):
+        if left.hyperbolic:
+            u = w = u.sub_(w)
+        out[rows].addcmul_(w.to(out.dtype), away[rows], value=sign)
+        out[rows].addcmul_(left.x[rows], outward[rows])
+        out_right[columns].addcmul_(u.to(out.dtype), away_right[rows], value=-1)
+        out_right[columns].addcmul_(right.x[columns], outward_right[rows])
     return of_root
 
 
@@ -268,16 +274,6 @@ def _unit_pairs(left: Side, right: Side, offset: int) -> Iterator[tuple[slice, s
         u = left.x[rows].to(torch.float64, copy=True).mul_(left.inverse[rows, None])
         w = right.x[columns].to(torch.float64, copy=True).mul_(right.inverse[columns, None])
         yield rows, columns, u, w
-
-
-def _triangle(
-    left: Side, right: Side, rows: slice, columns: slice, chord: Tensor
-) -> tuple[Tensor, Tensor]:
-    """D and S of matched pairs from their |u1 - u2|²."""
-    gap = left.shrunk[rows] - right.shrunk[columns]
-    y = gap.square() + left.shrunk2[rows] * right.shrunk2[columns] * chord / 4
-    rest = 4 * left.decay[rows] * right.decay[columns]
-    return _distance(y, rest, left.r[rows], right.r[columns])
 
 
 def _distance(y: Tensor, rest: Tensor, r1: Tensor, r2: Tensor) -> tuple[Tensor, Tensor]:
