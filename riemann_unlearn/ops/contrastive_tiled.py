@@ -16,7 +16,7 @@ does not tell apart either are computed from the difference of their vectors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -72,7 +72,10 @@ class Problem(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What the forward pass leaves, float64, in the order of the features."""
+    """What the forward pass leaves, float64, in the order of the features.
+
+    The first five are :class:`riemann_unlearn.ops.contrastive.Contrastive`'s.
+    """
 
     matched: Tensor
     rows: Tensor
@@ -94,6 +97,11 @@ class Gradients(NamedTuple):
     y: Tensor
     scale: Tensor
     c: Tensor
+
+
+def most_tiles(rows: int, columns: int) -> int:
+    """The number of tiles of a problem, or one that is larger."""
+    return (-(-rows // ROWS) + 1) * (-(-columns // COLUMNS) + 1)
 
 
 def forward(p: Problem) -> Statistics:
@@ -143,15 +151,15 @@ def forward(p: Problem) -> Statistics:
         w.right.unsort(columns.log()),
         w.unit * total / max(count, 1),
         own.new_tensor(float(count)),
-        own.new_tensor(plan),
+        own.new_tensor(plan + [0.0] * (most_tiles(*w.shape) - len(plan))),
         angle,
         w.sides[0].norm,
         w.sides[1].norm,
     )
 
 
-def backward(p: Problem, found: Statistics, of: tuple[Tensor, Tensor, Tensor, Tensor]) -> Gradients:
-    """Gradients of the features, τ and c from those of matched, rows, columns and negative."""
+def backward(p: Problem, found: Statistics, of: Sequence[Tensor]) -> Gradients:
+    """Gradients of the features, τ and c from those of ``matched, rows, columns, negative``."""
     of_matched, of_rows, of_columns, of_negative = of
     w = _Work(p, buffers=4, norms=(found.norm_x, found.norm_y))
     scale, unit, root = p.scale.double(), w.unit, p.c.double().sqrt()
@@ -168,7 +176,7 @@ def backward(p: Problem, found: Statistics, of: tuple[Tensor, Tensor, Tensor, Te
     of_x, of_y = torch.zeros_like(p.x), torch.zeros_like(p.y)
     sums = _Sums(w.left, of_x), _Sums(w.right, of_y)
     weighted = []  # Σ V dL/dlogit of each tile
-    for tile, reference in zip(w.tiles, found.plan.tolist(), strict=True):
+    for tile, reference in zip(w.tiles, found.plan.tolist(), strict=False):
         v, sinh = w.distances_again(tile, math.isnan(reference))
         h = w.logit_gradient(tile, v, reference, row_sums, column_sums)
         weighted.append(torch.dot(h.view(-1), v.view(-1)))
@@ -241,6 +249,7 @@ class _Work:
         self.unit = -1 / root if p.hyperbolic else -torch.ones_like(root)
         """s = unit · V, where V = D, or minus the cosine."""
         self.slope = float(p.scale.double() * self.unit)
+        self.shape = len(p.x), len(p.y)
         self.own = slice(p.offset, p.offset + len(p.x))
         sides = self.sides = (
             Side(p.x, root, hyperbolic=p.hyperbolic, norm=norms[0]),
