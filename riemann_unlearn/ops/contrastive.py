@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry import tangent
-from riemann_unlearn.geometry.precision import Curvature, widen, working
+from riemann_unlearn.geometry.precision import Curvature, sqrt_c, widen
 from riemann_unlearn.ops import contrastive_tiled as tiled
 from riemann_unlearn.ops.backend import backend
 
@@ -51,7 +51,7 @@ class Contrastive(NamedTuple):
     """Log-sum-exp of each column over the given rows, shape (M,); -inf where there is nothing to sum."""
     negative: Tensor
     """Mean s of the mismatched forget pairs, shape (); 0 where there are none."""
-    count: Tensor
+    pairs: Tensor
     """How many mismatched forget pairs there are, shape (); takes no gradient."""
 
 
@@ -120,6 +120,8 @@ def contrastive(
     if backend(x.device) == "reference":
         return reference(x, y, scale, c, forget=forget, caption_ids=caption_ids, offset=offset)
     hyperbolic = c is not None
+    if c is not None and not isinstance(c, Tensor):
+        sqrt_c(c, x)  # refuses what is no curvature
     found = _forward(
         x, y, _scalar(scale, x), _scalar(1.0 if c is None else c, x), forget, caption_ids, offset, hyperbolic
     )

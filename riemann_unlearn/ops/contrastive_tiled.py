@@ -2,8 +2,8 @@
 
 Pairs are sorted by (forget, caption id), so that every tile lies in one of four blocks, retain or forget by
 retain or forget, each with one treatment, and equal captions meet in few tiles. The matrix product of a tile
-goes to a buffer that stays in the cores' caches, and the elementwise passes run over it in place; the backward
-pass computes the product again. What a product of rows is, :mod:`riemann_unlearn.ops.polar` says.
+goes to a buffer that stays in the cores' caches, and the elementwise passes run over it in place; the
+backward pass computes the product again. What a product is, :mod:`riemann_unlearn.ops.polar` says.
 
 **Fast tiles** are float32: with Q = cosh D - 1 from the product, sinh D = √(Q(Q+2)) and
 D = log(1 + Q + sinh D), and one exponential serves rows and columns together.
@@ -41,8 +41,8 @@ _FAST_RADII = 40.0
 """... and r1 + r2 up to this: Q² < e^80 and probabilities over sinh D are ordinary float32 numbers."""
 
 _TINY = 0.05
-"""With all radii below this, distances come from log1p(t); else from log(1 + t), which is faster, and wrong by
-2^-24, at most 2^-20 of the largest distance."""
+"""With all radii below this, distances come from log1p(t); else from log(1 + t), which is faster, and wrong
+by 2^-24: at most 2^-20 of the largest distance."""
 
 _FAR = 1e18
 """Stands in a product for what is not a pair: beyond cosh 40, and its square is a float32 number."""
@@ -81,7 +81,7 @@ class Statistics(NamedTuple):
     rows: Tensor
     columns: Tensor
     negative: Tensor
-    count: Tensor
+    pairs: Tensor
     plan: Tensor
     """The reference of each tile, or what it is instead; see :data:`_SPREAD`."""
     angle: Tensor
@@ -172,7 +172,7 @@ def backward(p: Problem, found: Statistics, of: Sequence[Tensor]) -> Gradients:
 
     row_sums = w.left.sort(found.rows), w.left.sort(of_rows)
     column_sums = w.right.sort(found.columns), w.right.sort(of_columns)
-    pull = float(of_negative / found.count.clamp(min=1))
+    pull = float(of_negative / found.pairs.clamp(min=1))
     of_x, of_y = torch.zeros_like(p.x), torch.zeros_like(p.y)
     sums = _Sums(w.left, of_x), _Sums(w.right, of_y)
     weighted = []  # Σ V dL/dlogit of each tile
@@ -197,9 +197,7 @@ def backward(p: Problem, found: Statistics, of: Sequence[Tensor]) -> Gradients:
     for columns in _slices(0, len(p.y), ROWS):
         sums[1].finish(columns)
     of_root = sums[0].of_root + sums[1].of_root
-    of_root = of_root + add_matched_gradient(
-        *w.sides, p.offset, found.angle, unit * of_matched, of_x, of_y
-    )
+    of_root = of_root + add_matched_gradient(*w.sides, p.offset, found.angle, unit * of_matched, of_x, of_y)
     if p.hyperbolic:  # s = -D/√c
         of_s = (of_matched * found.matched).sum() + of_negative * found.negative + scale * of_tiles
         of_root = of_root - of_s / root
@@ -223,7 +221,8 @@ class _Tile(NamedTuple):
 
     def hide(self, t: Tensor, value: float) -> Tensor:
         """Write ``value`` where no term of a sum is: at matched pairs, which are accurate and elsewhere, and
-        in retain × retain at equal captions."""
+        in retain × retain at equal captions.
+        """
         if len(self.own[0]):
             t[self.own] = value
         if self.same is not None and not self.negatives:
@@ -289,7 +288,11 @@ class _Work:
         """Room for a tile: one of the buffers, or new where they have another dtype."""
         shape = tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start
         flat = self._buffers[number]
-        return flat[: shape[0] * shape[1]].view(shape) if flat.dtype == dtype else flat.new_empty(shape, dtype=dtype)
+        return (
+            flat[: shape[0] * shape[1]].view(shape)
+            if flat.dtype == dtype
+            else flat.new_empty(shape, dtype=dtype)
+        )
 
     def distances(self, tile: _Tile) -> tuple[Tensor, bool]:
         """V of a tile, and whether it is careful."""
@@ -321,7 +324,12 @@ class _Work:
         return torch.add(v.new_tensor(-reference), v, alpha=self.slope, out=out).exp_()
 
     def logit_gradient(
-        self, tile: _Tile, v: Tensor, reference: float, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]
+        self,
+        tile: _Tile,
+        v: Tensor,
+        reference: float,
+        rows: tuple[Tensor, Tensor],
+        columns: tuple[Tensor, Tensor],
     ) -> Tensor:
         """dL/dlogit of a tile through the sums, from (log-sum-exp, its gradient) of rows and columns."""
         sides = [

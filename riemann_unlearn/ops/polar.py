@@ -165,7 +165,7 @@ class Side:
 
 
 def careful_distance(left: Side, right: Side, i: slice, j: slice, y: Tensor) -> tuple[Tensor, Tensor]:
-    """D and S = 2 e^-(r1+r2) sinh D of a tile with careful product ``y``, float64; 0 where points coincide."""
+    """D and S = 2 e^-(r1+r2) sinh D of a tile with careful product ``y``; 0 where points coincide."""
     rest = 4 * left.decay[i, None] * right.decay[None, j]
     return _distance(y, rest, left.r[i, None], right.r[None, j])
 
