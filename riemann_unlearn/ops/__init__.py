@@ -1,6 +1,7 @@
 """The hot paths of training and unlearning, fused and in linear memory."""
 
 from riemann_unlearn.ops.backend import backend
-from riemann_unlearn.ops.contrastive import Contrastive, contrastive
+from riemann_unlearn.ops.cones import Cones, cones
+from riemann_unlearn.ops.contrastive import Contrastive, contrastive, from_similarities
 
-__all__ = ["Contrastive", "backend", "contrastive"]
+__all__ = ["Cones", "Contrastive", "backend", "cones", "contrastive", "from_similarities"]

@@ -1,8 +1,11 @@
-"""Which implementation serves a device: one decision for all ops."""
+"""Which implementation serves a device, and how numbers reach it: one decision for all ops."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
+from riemann_unlearn.geometry.precision import Curvature, sqrt_c
 
 
 def backend(device: torch.device | str = "cpu") -> str:
@@ -20,3 +23,18 @@ def backend(device: torch.device | str = "cpu") -> str:
     'tiled'
     """
     return "tiled" if torch.device(device).type == "cpu" else "reference"
+
+
+def as_scalar(value: Curvature, like: Tensor, *, curvature: bool = False) -> Tensor:
+    """A number, or a tensor of one element, as a tensor without dimensions on the device of ``like``.
+
+    Raises
+    ------
+    ValueError
+        For a number that should be a curvature magnitude and is not positive.
+    """
+    if isinstance(value, Tensor):
+        return value.to(like.device).reshape(())
+    if curvature:
+        sqrt_c(value, like)
+    return torch.tensor(value, dtype=torch.float64, device=like.device)

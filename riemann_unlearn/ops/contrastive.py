@@ -33,11 +33,11 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry import tangent
-from riemann_unlearn.geometry.precision import Curvature, sqrt_c, widen
+from riemann_unlearn.geometry.precision import Curvature, widen
 from riemann_unlearn.ops import contrastive_tiled as tiled
-from riemann_unlearn.ops.backend import backend
+from riemann_unlearn.ops.backend import as_scalar, backend
 
-__all__ = ["Contrastive", "contrastive", "reference"]
+__all__ = ["Contrastive", "contrastive", "from_similarities", "reference"]
 
 
 class Contrastive(NamedTuple):
@@ -120,10 +120,8 @@ def contrastive(
     if backend(x.device) == "reference":
         return reference(x, y, scale, c, forget=forget, caption_ids=caption_ids, offset=offset)
     hyperbolic = c is not None
-    if c is not None and not isinstance(c, Tensor):
-        sqrt_c(c, x)  # refuses what is no curvature
     found = _forward(
-        x, y, _scalar(scale, x), _scalar(1.0 if c is None else c, x), forget, caption_ids, offset, hyperbolic
+        x, y, as_scalar(scale, x), as_scalar(1.0 if c is None else c, x, curvature=True), forget, caption_ids, offset, hyperbolic
     )
     return Contrastive(*found[:5])
 
@@ -146,21 +144,34 @@ def reference(
             s, matched = a @ b.mT, (a * b[own]).sum(-1)
         else:
             s, matched = -tangent.cdist(x, y, c), -tangent.dist(x, y[own], c)
-    rows = torch.arange(len(x), device=x.device)
-    s = s.index_put((rows, own), matched.to(s.dtype))
-    itself = torch.zeros_like(s, dtype=torch.bool).index_put((rows, own), torch.tensor(True, device=s.device))
+    s = s.index_put((torch.arange(len(x), device=x.device), own), matched.to(s.dtype))
+    return from_similarities(s, scale, forget=forget, caption_ids=caption_ids, offset=offset)
+
+
+def from_similarities(
+    s: Tensor,
+    scale: Curvature,
+    *,
+    forget: Tensor | None = None,
+    caption_ids: Tensor | None = None,
+    offset: int = 0,
+) -> Contrastive:
+    """The same from the matrix of similarities, shape (N, M), for geometries that have no other way."""
+    n, m = s.shape
+    own = torch.arange(offset, offset + n, device=s.device)
+    itself = own[:, None] == torch.arange(m, device=s.device)
     same = itself if caption_ids is None else caption_ids[own, None] == caption_ids
-    drop = forget if forget is not None else torch.zeros(len(y), dtype=torch.bool, device=x.device)
+    drop = torch.zeros(m, dtype=torch.bool, device=s.device) if forget is None else forget
     retained = ~drop[own, None] & ~drop & (itself | ~same)
     logits = scale * s
     by_row = logits.masked_fill(~(retained | drop[own, None]), -math.inf).logsumexp(1)
     by_column = logits.masked_fill(~(retained | drop), -math.inf)
-    some = (by_column > -math.inf).any(0)
+    some = (by_column > -math.inf).any(0)  # a column without terms would have the gradient NaN
     by_column = torch.where(some, torch.where(some, by_column, 0.0).logsumexp(0), -math.inf)
     negatives = drop[own, None] & drop & ~same
-    count = negatives.sum()
-    negative = torch.where(negatives, s, 0.0).sum() / count.clamp(min=1)
-    return Contrastive(matched, by_row, by_column, negative, count.to(s.dtype))
+    pairs = negatives.sum()
+    negative = torch.where(negatives, s, 0.0).sum() / pairs.clamp(min=1)
+    return Contrastive(s.diagonal(offset), by_row, by_column, negative, pairs.to(s.dtype))
 
 
 @torch.library.custom_op("riemann_unlearn::contrastive", mutates_args=())
@@ -244,13 +255,6 @@ def _gradients(ctx: Any, *of: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _forward.register_autograd(_gradients, setup_context=_save)
-
-
-def _scalar(value: Curvature, like: Tensor) -> Tensor:
-    """A number or a tensor of one element as a tensor without dimensions."""
-    if isinstance(value, Tensor):
-        return value.to(like.device).reshape(())
-    return torch.tensor(value, dtype=torch.float64, device=like.device)
 
 
 def _check(x: Tensor, y: Tensor, forget: Tensor | None, caption_ids: Tensor | None, offset: int) -> None:

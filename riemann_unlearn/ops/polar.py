@@ -244,8 +244,27 @@ def add_matched_gradient(
         else:
             away = gradient * side.inverse[here]
             outward = away * angle * side.inverse[here]
-        steps.append((away[:, None].to(out.dtype), outward[:, None].to(out.dtype)))
-    (away, outward), (away_right, outward_right) = steps
+        steps.append((away, outward))
+    add_pair_steps(left, right, offset, *steps, out, out_right)
+    return of_root
+
+
+def add_pair_steps(
+    left: Side,
+    right: Side,
+    offset: int,
+    of_left: tuple[Tensor, Tensor],
+    of_right: tuple[Tensor, Tensor],
+    out: Tensor,
+    out_right: Tensor,
+) -> None:
+    """Add to each of matched features a multiple of the way away from the other and one of itself.
+
+    The way away is ±(u1 - u2), or minus the other's unit vector for cosines.
+    """
+    (away, outward), (away_right, outward_right) = (
+        tuple(step[:, None].to(out.dtype) for step in steps) for steps in (of_left, of_right)
+    )
     sign = 1.0 if left.hyperbolic else -1.0
     for rows, columns, u, w in _unit_pairs(left, right, offset):
         if left.hyperbolic:
@@ -254,7 +273,6 @@ def add_matched_gradient(
         out[rows].addcmul_(left.x[rows], outward[rows])
         out_right[columns].addcmul_(u.to(out.dtype), away_right[rows], value=-1)
         out_right[columns].addcmul_(right.x[columns], outward_right[rows])
-    return of_root
 
 
 def _norms(x: Tensor) -> Tensor:
