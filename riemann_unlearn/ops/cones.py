@@ -144,7 +144,7 @@ def _backward(
         (turn * side.inverse, (side.root * of_r - turn * angle / 2 * side.inverse) * side.inverse)
         for side, of_r in ((left, of_r1), (right, of_r2))
     ]
-    add_pair_steps(left, right, 0, *steps, out, out_image)
+    add_pair_steps(left, right, 0, steps[0], steps[1], out, out_image)
     of_root = (of_r1 * left.norm + of_r2 * right.norm).sum()
     return out, out_image, (of_root / (2 * left.root)).to(c.dtype)
 
@@ -192,7 +192,7 @@ def _exterior(left: Side, right: Side, angle: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _aperture(side: Side, min_radius: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Whether a cone is narrower than a half-space, and sinh r and 2K, times e^-r (2 and 1 where it is not)."""
+    """Whether a cone is narrower than a half-space, and e^-r sinh r and e^-r 2K, or 2 and 1 if not."""
     sinh, k = side.shrunk2 / 2, 2 * min_radius * side.decay
     kept = sinh > k
     return kept, torch.where(kept, sinh, 2.0), torch.where(kept, k, 1.0)

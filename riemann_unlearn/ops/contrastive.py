@@ -119,10 +119,8 @@ def contrastive(
     x, y = x.to(dtype), y.to(dtype)
     if backend(x.device) == "reference":
         return reference(x, y, scale, c, forget=forget, caption_ids=caption_ids, offset=offset)
-    hyperbolic = c is not None
-    found = _forward(
-        x, y, as_scalar(scale, x), as_scalar(1.0 if c is None else c, x, curvature=True), forget, caption_ids, offset, hyperbolic
-    )
+    tau, curvature = as_scalar(scale, x), as_scalar(1.0 if c is None else c, x, curvature=True)
+    found = _forward(x, y, tau, curvature, forget, caption_ids, offset, c is not None)
     return Contrastive(*found[:5])
 
 

@@ -245,7 +245,7 @@ def add_matched_gradient(
             away = gradient * side.inverse[here]
             outward = away * angle * side.inverse[here]
         steps.append((away, outward))
-    add_pair_steps(left, right, offset, *steps, out, out_right)
+    add_pair_steps(left, right, offset, steps[0], steps[1], out, out_right)
     return of_root
 
 
