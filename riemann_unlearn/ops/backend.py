@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor
 
@@ -14,15 +16,18 @@ def backend(device: torch.device | str = "cpu") -> str:
     Returns
     -------
     str
-        "tiled": torch operations on tiles that stay in the caches; nothing is compiled. "reference": plain
-        torch, with the whole matrix.
+        "tiled": torch operations on tiles that stay in the caches; nothing is compiled. "triton": the
+        vendor's products and Triton kernels between them. "reference": plain torch, with the whole matrix.
 
     Examples
     --------
     >>> backend("cpu")
     'tiled'
     """
-    return "tiled" if torch.device(device).type == "cpu" else "reference"
+    kind = torch.device(device).type
+    if kind == "cuda" and importlib.util.find_spec("triton") is not None:
+        return "triton"
+    return "tiled" if kind == "cpu" else "reference"
 
 
 def as_scalar(value: Curvature, like: Tensor, *, curvature: bool = False) -> Tensor:

@@ -26,6 +26,7 @@ On the CPU tiles are torch operations on buffers that stay in the caches (
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any, NamedTuple
 
@@ -185,7 +186,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem = tiled.Problem(x, y, scale, c, forget, caption_ids, offset, hyperbolic)
     with torch.autocast(x.device.type, enabled=False):
-        return tuple(tiled.forward(problem))  # type: ignore[return-value]
+        return tuple(_implementation(x).forward(problem))
 
 
 @_forward.register_fake
@@ -219,7 +220,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     problem = tiled.Problem(x, y, scale, c, forget, caption_ids, offset, hyperbolic)
     with torch.autocast(x.device.type, enabled=False):
-        return tuple(tiled.backward(problem, tiled.Statistics(*found), of))  # type: ignore[return-value]
+        return tuple(_implementation(x).backward(problem, tiled.Statistics(*found), of))
 
 
 @_backward.register_fake
@@ -253,6 +254,15 @@ def _gradients(ctx: Any, *of: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _forward.register_autograd(_gradients, setup_context=_save)
+
+
+def _implementation(x: Tensor) -> Any:
+    """The module that serves the device of ``x``; Triton is imported only where it runs."""
+    return (
+        tiled
+        if backend(x.device) == "tiled"
+        else importlib.import_module("riemann_unlearn.ops.contrastive_triton")
+    )
 
 
 def _check(x: Tensor, y: Tensor, forget: Tensor | None, caption_ids: Tensor | None, offset: int) -> None:

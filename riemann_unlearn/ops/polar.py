@@ -24,8 +24,10 @@ from torch import Tensor
 
 from riemann_unlearn.geometry.precision import length
 
-_CHUNK_BYTES = 2**18
-"""Of rows converted to float64 at a time: three such pieces stay in a core's cache."""
+_CHUNK_BYTES = {"cpu": 2**18}
+"""Of rows converted to float64 at a time: three such pieces stay in a core's cache. On other devices, what
+keeps them busy and the memory small:"""
+_CHUNK_BYTES_ELSEWHERE = 2**27
 
 
 class Side:
@@ -100,10 +102,10 @@ class Side:
         """Rows of the product's factor; a slice of careful rows is made once."""
         if careful:
             if rows.start not in self._careful:
-                self._careful[rows.start] = self._make(rows, self._scale(careful=True)[rows], torch.float64)
+                self._careful[rows.start] = self._make(rows, torch.float64, careful=True)
             return self._careful[rows.start]
         if self._fast is None:
-            self._fast = self._make(slice(None), self._scale(careful=False), self.x.dtype)
+            self._fast = self._make(slice(None), self.x.dtype, careful=False)
         return self._fast[rows]
 
     def a_per_length(self, rows: slice) -> Tensor:
@@ -118,13 +120,17 @@ class Side:
         limit = math.sqrt(2) * self.root if careful else self.root
         return torch.where(self.norm > 0, size * self.inverse, limit)
 
-    def _make(self, rows: slice, scale: Tensor, dtype: torch.dtype) -> Tensor:
-        x = self.x[self.index(rows)]
+    def scaled(self) -> Tensor:
+        """All rows scaled as careful ones are, in the features' own dtype."""
+        return self._make(slice(None), self.x.dtype, careful=True)
+
+    def _make(self, rows: slice, dtype: torch.dtype, careful: bool) -> Tensor:
+        x, scale = self.x[self.index(rows)], self._scale(careful)[rows]
         if not self.hyperbolic:
             return x.to(dtype) * (self.sign * scale)[:, None].to(dtype)
-        out = torch.empty(len(x), x.shape[1] + 2, dtype=dtype)
+        out = torch.empty(len(x), x.shape[1] + 2, dtype=dtype, device=x.device)
         torch.mul(x, (self.sign * scale)[:, None].to(dtype), out=out[:, :-2])
-        if dtype == torch.float64:
+        if careful:
             less_one = self.shrunk[rows].square() / math.sqrt(2)  # √2 e^-r (cosh r - 1)
             one = math.sqrt(2) * self.decay[rows]
         else:
@@ -172,8 +178,8 @@ def careful_distance(left: Side, right: Side, i: slice, j: slice, y: Tensor) -> 
 
 def from_differences(left: Side, right: Side, i: Tensor, j: Tensor) -> Tensor:
     """Y of pairs of rows, accurate however near they are: exactly 0 for equal rows."""
-    out = torch.empty(len(i), dtype=torch.float64)
-    for pairs in chunks(len(i), left.x.shape[1]):
+    out = torch.empty(len(i), dtype=torch.float64, device=i.device)
+    for pairs in _chunks(left.x, len(i)):
         a, b = i[pairs], j[pairs]
         chord = (left.units(a) - right.units(b)).square().sum(-1)
         gap = left.shrunk[a] - right.shrunk[b]
@@ -181,16 +187,18 @@ def from_differences(left: Side, right: Side, i: Tensor, j: Tensor) -> Tensor:
     return out
 
 
-def chunks(count: int, width: int) -> Iterator[slice]:
-    """0 to ``count`` in pieces of rows of ``width`` float64 numbers that stay in a core's cache."""
-    size = max(1, _CHUNK_BYTES // (8 * max(width, 1)))
+def _chunks(x: Tensor, count: int | None = None) -> Iterator[slice]:
+    """0 to ``count``, all rows by default, in pieces of a size that suits the device."""
+    room = _CHUNK_BYTES.get(x.device.type, _CHUNK_BYTES_ELSEWHERE)
+    size = max(1, room // (8 * max(x.shape[1], 1)))
+    count = len(x) if count is None else count
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
 
 def matched_angles(left: Side, right: Side, offset: int) -> Tensor:
     """|u1 - u2|², or the cosine, of row a of the left and row ``offset + a`` of the right, unsorted."""
-    angle = torch.empty(len(left), dtype=torch.float64)
+    angle = torch.empty_like(left.norm)
     for rows, _, u, w in _unit_pairs(left, right, offset):
         if left.hyperbolic:
             u = w = u.sub_(w)
@@ -279,15 +287,15 @@ def _norms(x: Tensor) -> Tensor:
     """Lengths, float64: an error of a radius would be one of every distance of its row."""
     if x.dtype == torch.float64:
         return length(x)
-    norm = torch.empty(len(x), dtype=torch.float64)
-    for rows in chunks(*x.shape):
+    norm = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    for rows in _chunks(x):
         norm[rows] = torch.linalg.vector_norm(x[rows].double(), dim=-1)
     return norm
 
 
 def _unit_pairs(left: Side, right: Side, offset: int) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
     """Matched unit vectors, float64, a chunk at a time."""
-    for rows in chunks(*left.x.shape):
+    for rows in _chunks(left.x):
         columns = slice(rows.start + offset, rows.stop + offset)
         u = left.x[rows].to(torch.float64, copy=True).mul_(left.inverse[rows, None])
         w = right.x[columns].to(torch.float64, copy=True).mul_(right.inverse[columns, None])
