@@ -24,10 +24,11 @@ from torch import Tensor
 
 from riemann_unlearn.geometry.precision import length
 
-_CHUNK_BYTES = {"cpu": 2**18}
-"""Of rows converted to float64 at a time: three such pieces stay in a core's cache. On other devices, what
-keeps them busy and the memory small:"""
+_CHUNK_BYTES = 2**18
+"""Of rows converted to float64 at a time on a CPU: three such pieces stay in a core's cache."""
+
 _CHUNK_BYTES_ELSEWHERE = 2**27
+"""On other devices: what keeps them busy, and is still little memory."""
 
 
 class Side:
@@ -189,11 +190,36 @@ def from_differences(left: Side, right: Side, i: Tensor, j: Tensor) -> Tensor:
 
 def _chunks(x: Tensor, count: int | None = None) -> Iterator[slice]:
     """0 to ``count``, all rows by default, in pieces of a size that suits the device."""
-    room = _CHUNK_BYTES.get(x.device.type, _CHUNK_BYTES_ELSEWHERE)
+    room = _CHUNK_BYTES if x.device.type == "cpu" else _CHUNK_BYTES_ELSEWHERE
     size = max(1, room // (8 * max(x.shape[1], 1)))
     count = len(x) if count is None else count
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
+
+
+def pair_similarities(left: Side, bank: Tensor, columns: Tensor) -> Tensor:
+    """Minus the distances, or the cosines, of each row and its own rows of ``bank``, from differences.
+
+    Parameters
+    ----------
+    columns : Tensor, shape (N, K)
+        Long.
+
+    Returns
+    -------
+    Tensor, shape (N, K)
+        float64.
+    """
+    count = columns.shape[1]
+    out = torch.empty(columns.shape, dtype=torch.float64, device=bank.device)
+    for rows in _chunks(left.x, len(columns)):
+        chosen = columns[rows].reshape(-1)
+        right = Side(bank[chosen].to(left.x.dtype), left.root, hyperbolic=left.hyperbolic, right=True)
+        own = Side(left.x[rows].repeat_interleave(count, 0), left.root, hyperbolic=left.hyperbolic)
+        angle = matched_angles(own, right, 0)
+        found = -matched_distances(own, right, 0, angle)[0] / left.root if left.hyperbolic else angle
+        out[rows] = found.view(-1, count)
+    return out
 
 
 def matched_angles(left: Side, right: Side, offset: int) -> Tensor:
