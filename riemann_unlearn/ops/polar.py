@@ -159,9 +159,11 @@ class Side:
             of_r = cosh * along + sinh * of_less_one
             of_root = (of_r * self.norm[rows]).sum()
             radial = radial + self.root * of_r
-        part = main * (self.sign * s)[:, None].to(m.dtype)
-        part.addcmul_(x.to(m.dtype), (radial * self.inverse[rows])[:, None].to(m.dtype))
-        out[where] += part.to(out.dtype)
+        steps = (self.sign * s)[:, None].to(m.dtype), (radial * self.inverse[rows])[:, None].to(m.dtype)
+        if self.order is None and m.dtype == out.dtype:
+            out[rows].addcmul_(main, steps[0]).addcmul_(x, steps[1])
+        else:
+            out[where] += (main * steps[0]).addcmul_(x.to(m.dtype), steps[1]).to(out.dtype)
         return of_root
 
     def _cosh_sinh(self, rows: slice, careful: bool) -> tuple[Tensor, Tensor]:
