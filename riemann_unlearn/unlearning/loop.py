@@ -289,7 +289,7 @@ class _Run:
     def metrics(self) -> dict[str, Any]:
         """The contents of ``metrics.json``."""
         started = time.perf_counter()
-        after = self._evaluate()
+        before, after = self.before or self._evaluate(), self._evaluate()
         self.seconds += time.perf_counter() - started
         taxonomy = self.dataset.taxonomy
         return {
@@ -307,8 +307,9 @@ class _Run:
                 "recall_at_5": min(1.0, 5 / len(taxonomy.concepts)),
                 "parent_accuracy": 1 / len(taxonomy.categories),
             },
-            "before": self.before,
-            "after": after,
+            "before": {name: part for name, part in before.items() if name != "audit"},
+            "after": {name: part for name, part in after.items() if name != "audit"},
+            "audit": {"before": before["audit"], "after": after["audit"]},
         }
 
     def save(self, folder: Path) -> None:

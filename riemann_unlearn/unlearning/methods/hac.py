@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from riemann_unlearn.losses import HyperbolicAlignmentCalibration
+from riemann_unlearn.losses.calibration import GAMMA
 from riemann_unlearn.unlearning.methods.base import Step, check_settings, setting
 
 
@@ -26,12 +27,12 @@ class HAC:
     paper: ClassVar[str] = "arXiv 2503.15166"
     geometries: ClassVar[tuple[str, ...]] = ("hyperbolic",)
 
-    learning_rate: float = setting(1e-4, 1e-8, 1.0, "of Riemannian Adam")
+    learning_rate: float = setting(5e-5, 1e-8, 1.0, "of Riemannian Adam")
     steps: int = setting(100, 1, 1_000_000, "optimizer steps")
     epsilon: float = setting(1.0, 0, 1e4, "weight of all calibration terms")
     alpha: float = setting(1.0, 0, 1e4, "weight of negative alignment calibration")
     beta: float = setting(1.0, 0, 1e4, "weight of positive alignment calibration")
-    gamma: float = setting(1.0, 0, 1e4, "weight of performance preserving")
+    gamma: float = setting(GAMMA, 0, 1e4, "weight of performance preserving")
     omega: float = setting(1.0, 0, 1e4, "weight of entailment calibration")
     eta: float = setting(1.0, 0, 1e4, "weight of norm regularization")
     entailment_weight: float = setting(0.2, 0, 1e4, "weight of the retain pairs' entailment")
