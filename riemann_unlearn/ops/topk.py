@@ -25,6 +25,9 @@ __all__ = ["TopK", "topk"]
 QUERIES, BLOCK = 1024, 8192
 """Queries and rows of the bank at a time: the product of a block is 32 MiB."""
 
+GROUP = 32
+"""Columns of a block whose minimum is taken before any is sorted."""
+
 SPARE = 8
 """Candidates kept beyond k, for the product's rounding."""
 
@@ -119,14 +122,29 @@ def _candidates(left: Side, bank: Tensor, count: int) -> Tensor:
         else:
             y = left.operand(every, careful=True) @ right.operand(columns, careful=True).mT
             size = careful_distance(left, right, every, columns, y.clamp_(min=0))[0]
-        rows = (size.amin(1) < worst).nonzero()[:, 0]
-        value, place = size[rows].topk(min(count, len(block)), dim=1, largest=False)
+        value, place, rows = _least(size, worst, count)
         merged = torch.cat([nearest[rows], value.double()], 1)
         known = torch.cat([index[rows], place + start], 1)
         kept, order = merged.topk(count, dim=1, largest=False)
         nearest[rows], index[rows] = kept, known.gather(1, order)
         worst[rows] = kept.amax(1)
     return index
+
+
+def _least(size: Tensor, worst: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``count`` least of those rows that have one below ``worst``, where they are, and which rows."""
+    width = size.shape[1]
+    if width % GROUP or width // GROUP < count:
+        rows = (size.amin(1) < worst).nonzero()[:, 0]
+        value, place = size[rows].topk(min(count, width), dim=1, largest=False)
+        return value, place, rows
+    # The least lie in the groups with the least minima.
+    groups = size.view(len(size), -1, GROUP)
+    minima = groups.amin(2)
+    rows = (minima.amin(1) < worst).nonzero()[:, 0]
+    chosen = minima[rows].topk(count, dim=1, largest=False).indices
+    value, place = groups[rows[:, None], chosen].flatten(1).topk(count, dim=1, largest=False)
+    return value, chosen.gather(1, place // GROUP) * GROUP + place % GROUP, rows
 
 
 def _is_far(left: Side, bank: Tensor) -> bool:

@@ -15,11 +15,13 @@ from tests.ops.test_contrastive import D, directions
 module = sys.modules["riemann_unlearn.ops.topk"]  # the package's name for it is the function
 
 
+@pytest.mark.parametrize("group", [2, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("radius", [0.1, 2.0, 10.0, 50.0])
 def test_it_finds_what_a_search_of_everything_finds(
-    radius: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    radius: float, dtype: torch.dtype, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "GROUP", group)
     monkeypatch.setattr(module, "QUERIES", 16)
     monkeypatch.setattr(module, "BLOCK", 32)
     queries = (directions(40, 1) * radius).to(dtype)
