@@ -100,7 +100,10 @@ def report(
     print(text)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        command = f"python -m benchmarks.{Path(sys.argv[0]).stem}"
+        lists = (f"--{name} " + " ".join(map(str, getattr(options, name))) for name in ("sizes", "widths"))
+        command = (
+            f"python -m benchmarks.{Path(sys.argv[0]).stem} {' '.join(lists)} --threads {options.threads}"
+        )
         options.output.with_suffix(".md").write_text(f"`{command}`\n\n{text}\n", encoding="utf-8")
         _plot(options.output.with_suffix(".svg"), rows, keys, column)
 
