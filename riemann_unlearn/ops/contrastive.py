@@ -103,7 +103,7 @@ def contrastive(
     -----
     Half-precision features are computed in float32, also under autocast. In float32 a tile whose pairs a
     product cannot tell apart, or whose radii exceed its range, is computed in float64; results and gradients
-    are then as accurate as everywhere else, and about four times as slow. Second derivatives are not
+    are then as accurate as everywhere else, and take several times as long. Second derivatives are not
     available; :func:`reference` has them.
 
     Examples

@@ -282,6 +282,7 @@ def test_memory_is_linear_in_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_cpu_runs_tiles() -> None:
     assert backend("cpu") == "tiled"
     assert backend(torch.device("mps")) == "reference"
+    assert backend("cuda") == "triton"
 
 
 def test_where_there_are_no_kernels_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
