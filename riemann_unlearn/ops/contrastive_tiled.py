@@ -216,8 +216,8 @@ class _Tile(NamedTuple):
     """It lies in forget × forget."""
     own: tuple[Tensor, Tensor]
     """Where its matched pairs are."""
-    same: Tensor | None
-    """Which of its pairs have equal captions, if any has."""
+    ids: tuple[Tensor, Tensor] | None
+    """Caption ids of rows and columns, if any pair has equal ones."""
 
     def hide(self, t: Tensor, value: float) -> Tensor:
         """Write ``value`` where no term of a sum is: at matched pairs, which are accurate and elsewhere, and
@@ -225,16 +225,22 @@ class _Tile(NamedTuple):
         """
         if len(self.own[0]):
             t[self.own] = value
-        if self.same is not None and not self.negatives:
-            t.masked_fill_(self.same, value)
+        if self.ids is not None and not self.negatives:
+            t.masked_fill_(self.same(self.ids), value)
         return t
+
+    @staticmethod
+    def same(ids: tuple[Tensor, Tensor]) -> Tensor:
+        """Which pairs have equal captions; not kept, for there may be tiles enough to fill the memory."""
+        return ids[0][:, None] == ids[1]
 
     def only_negatives(self, t: Tensor) -> tuple[Tensor, int]:
         """``t`` with zeros where the pair is no negative, and the number of the negatives."""
         t[self.own] = 0.0
-        if self.same is None:
+        if self.ids is None:
             return t, t.numel() - len(self.own[0])
-        return t.masked_fill_(self.same, 0.0), t.numel() - int(self.same.sum())
+        same = self.same(self.ids)
+        return t.masked_fill_(same, 0.0), t.numel() - int(same.sum())
 
 
 class _Work:
@@ -405,11 +411,11 @@ class _Work:
                 row_kept, column_kept = i.stop <= retained_rows, j.stop <= retained_columns
                 column = target[i] - j.start
                 hit = ((column >= 0) & (column < j.stop - j.start)).nonzero()[:, 0]
-                same = None
+                meeting = None
                 if ids is not None and row_ids is not None and row_kept == column_kept:
                     a, b = row_ids[i], ids[j]
                     if a[0] <= b[-1] and b[0] <= a[-1]:
-                        same = a[:, None] == b
+                        meeting = a, b
                 yield _Tile(
                     rows=i,
                     columns=j,
@@ -417,7 +423,7 @@ class _Work:
                     by_column=row_kept or not column_kept,
                     negatives=not row_kept and not column_kept,
                     own=(hit, column[hit]),
-                    same=same,
+                    ids=meeting,
                 )
 
 
@@ -445,7 +451,6 @@ class _Sums:
         self.side, self.out = side, out
         self.of_root = side.norm.new_zeros(())
         self._parts: dict[bool, Tensor] = {}
-        self._first = 0
 
     def add(self, where: slice, h: Tensor, operand: Tensor, factor: float, careful: bool) -> None:
         """Add factor·h @ operand."""
