@@ -100,7 +100,12 @@ def reference(text: Tensor, image: Tensor, c: Curvature, *, min_radius: float = 
     return Cones(angle, *radii)
 
 
-@torch.library.custom_op("riemann_unlearn::cones", mutates_args=())
+@torch.library.custom_op(
+    "riemann_unlearn::cones",
+    mutates_args=(),
+    schema="(Tensor text, Tensor image, Tensor c, float min_radius) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 def _forward(
     text: Tensor, image: Tensor, c: Tensor, min_radius: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -118,7 +123,12 @@ def _(text: Tensor, image: Tensor, c: Tensor, min_radius: float) -> tuple[Tensor
     return tuple(text.new_empty(len(text), dtype=torch.float64) for _ in range(6))
 
 
-@torch.library.custom_op("riemann_unlearn::cones_backward", mutates_args=())
+@torch.library.custom_op(
+    "riemann_unlearn::cones_backward",
+    mutates_args=(),
+    schema="(Tensor text, Tensor image, Tensor c, float min_radius, Tensor[] found, Tensor[] of) "
+    "-> (Tensor, Tensor, Tensor)",
+)
 def _backward(
     text: Tensor, image: Tensor, c: Tensor, min_radius: float, found: list[Tensor], of: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -173,7 +173,17 @@ def from_similarities(
     return Contrastive(s.diagonal(offset), by_row, by_column, negative, pairs.to(s.dtype))
 
 
-@torch.library.custom_op("riemann_unlearn::contrastive", mutates_args=())
+_PROBLEM = (
+    "Tensor x, Tensor y, Tensor scale, Tensor c, Tensor? forget, Tensor? caption_ids, int offset, "
+    "bool hyperbolic"
+)
+
+
+@torch.library.custom_op(
+    "riemann_unlearn::contrastive",
+    mutates_args=(),
+    schema=f"({_PROBLEM}) -> ({', '.join(['Tensor'] * len(tiled.Statistics._fields))})",
+)
 def _forward(
     x: Tensor,
     y: Tensor,
@@ -205,7 +215,11 @@ def _(
     return tuple(x.new_empty(shape, dtype=torch.float64) for shape in shapes)
 
 
-@torch.library.custom_op("riemann_unlearn::contrastive_backward", mutates_args=())
+@torch.library.custom_op(
+    "riemann_unlearn::contrastive_backward",
+    mutates_args=(),
+    schema=f"({_PROBLEM}, Tensor[] found, Tensor[] of) -> (Tensor, Tensor, Tensor, Tensor)",
+)
 def _backward(
     x: Tensor,
     y: Tensor,

@@ -83,7 +83,11 @@ def topk(queries: Tensor, bank: Tensor, k: int, c: Curvature | None = None) -> T
     return TopK(*_topk(queries, bank, k, curvature, c is not None))
 
 
-@torch.library.custom_op("riemann_unlearn::topk", mutates_args=())
+@torch.library.custom_op(
+    "riemann_unlearn::topk",
+    mutates_args=(),
+    schema="(Tensor queries, Tensor bank, int k, Tensor c, bool hyperbolic) -> (Tensor, Tensor)",
+)
 def _topk(queries: Tensor, bank: Tensor, k: int, c: Tensor, hyperbolic: bool) -> tuple[Tensor, Tensor]:
     root = c.double().sqrt()
     similarity = queries.new_empty(len(queries), k)
