@@ -13,10 +13,11 @@ import geoopt
 import torch
 from torch import Tensor, nn
 
-from riemann_unlearn.geometry.precision import Curvature
-from riemann_unlearn.losses import functional
+from riemann_unlearn.geometry.precision import Curvature, result_dtype
+from riemann_unlearn.losses import terms
 from riemann_unlearn.losses.checks import check_batch, check_settings
-from riemann_unlearn.losses.similarity import Hyperbolic, Similarity, hyperbolic, similarity
+from riemann_unlearn.losses.similarity import Similarity, hyperbolic, similarity
+from riemann_unlearn.ops import Contrastive, cones, contrastive
 
 GAMMA = 0.01
 """Default weight of the performance-preserving term, one over the largest logit scale."""
@@ -102,26 +103,24 @@ class AlignmentCalibration(nn.Module):
             For arguments whose shapes do not fit, or hyperbolic features without ``c``.
         """
         check_batch(image_features, text_features, forget_mask=forget_mask, caption_ids=caption_ids)
-        s = functional.similarities(image_features, text_features, self.similarity, c)
-        terms = self.alignment_terms(s, forget_mask, logit_scale, caption_ids)
-        return terms if output_dict else torch.stack(list(terms.values())).sum()
+        found = self.similarity.statistics(
+            image_features, text_features, logit_scale, c, forget=forget_mask, caption_ids=caption_ids
+        )
+        weighted = self.alignment_terms(found, forget_mask, logit_scale)
+        dtype = result_dtype(image_features, text_features)
+        return _result({name: term.to(dtype) for name, term in weighted.items()}, output_dict)
 
     def alignment_terms(
-        self,
-        s: Tensor,
-        forget_mask: Tensor,
-        logit_scale: Curvature,
-        caption_ids: Tensor | None,
+        self, found: Contrastive, forget_mask: Tensor, logit_scale: Curvature
     ) -> dict[str, Tensor]:
         """The weighted terms that depend on similarities alone."""
-        negative = functional.negative_alignment(s, forget_mask, caption_ids)
-        positive = functional.positive_alignment(s, forget_mask)
-        performance = functional.performance(s, logit_scale, forget_mask)
         return {
-            "contrastive_loss": functional.contrastive(s, logit_scale, ~forget_mask, caption_ids),
-            "negative_alignment_loss": self.epsilon * self.alpha * negative,
-            "positive_alignment_loss": self.epsilon * self.beta * positive,
-            "performance_loss": self.epsilon * self.gamma * performance,
+            "contrastive_loss": terms.contrastive(found, logit_scale, ~forget_mask),
+            "negative_alignment_loss": self.epsilon * self.alpha * terms.negative_alignment(found),
+            "positive_alignment_loss": self.epsilon
+            * self.beta
+            * terms.positive_alignment(found, forget_mask),
+            "performance_loss": self.epsilon * self.gamma * terms.performance(found, forget_mask),
         }
 
 
@@ -201,14 +200,20 @@ class HyperbolicAlignmentCalibration(AlignmentCalibration):
         # Taken to the tangent space once: every term starts there.
         images, curvature = self.similarity.tangents(image_features, c)
         texts, _ = self.similarity.tangents(text_features, c)
-        s = functional.similarities(images, texts, Hyperbolic(), curvature)
-        cones = (images, texts, curvature)
-        entailment = functional.entailment(*cones, ~forget_mask, self.min_radius)
-        cone_exit = functional.cone_exit(*cones, forget_mask, self.min_radius)
-        norm = functional.norm_regularization(*cones, forget_mask, self.target_radius)
-        terms = self.alignment_terms(s, forget_mask, logit_scale, caption_ids) | {
-            "entailment_loss": self.entailment_weight * entailment,
-            "cone_exit_loss": self.epsilon * self.omega * cone_exit,
-            "norm_loss": self.epsilon * self.eta * norm,
+        found = contrastive(
+            images, texts, logit_scale, curvature, forget=forget_mask, caption_ids=caption_ids
+        )
+        at = cones(texts, images, curvature, min_radius=self.min_radius)
+        weighted = self.alignment_terms(found, forget_mask, logit_scale) | {
+            "entailment_loss": self.entailment_weight * terms.entailment(at, ~forget_mask),
+            "cone_exit_loss": self.epsilon * self.omega * terms.cone_exit(at, forget_mask),
+            "norm_loss": self.epsilon
+            * self.eta
+            * terms.norm_regularization(at, forget_mask, self.target_radius),
         }
-        return terms if output_dict else torch.stack(list(terms.values())).sum()
+        dtype = result_dtype(images, texts)
+        return _result({name: term.to(dtype) for name, term in weighted.items()}, output_dict)
+
+
+def _result(terms: dict[str, Tensor], output_dict: bool) -> Tensor | dict[str, Tensor]:
+    return terms if output_dict else torch.stack(list(terms.values())).sum()

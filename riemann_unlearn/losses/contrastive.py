@@ -5,10 +5,11 @@ from __future__ import annotations
 import geoopt
 from torch import Tensor, nn
 
-from riemann_unlearn.geometry.precision import Curvature
-from riemann_unlearn.losses import functional
+from riemann_unlearn.geometry.precision import Curvature, result_dtype
+from riemann_unlearn.losses import terms
 from riemann_unlearn.losses.checks import check_batch, check_settings
 from riemann_unlearn.losses.similarity import hyperbolic, similarity
+from riemann_unlearn.ops import cones
 
 
 class ContrastiveLoss(nn.Module):
@@ -67,8 +68,10 @@ class ContrastiveLoss(nn.Module):
             For features of different shapes, or hyperbolic features without ``c``.
         """
         check_batch(image_features, text_features, caption_ids=caption_ids)
-        s = functional.similarities(image_features, text_features, self.similarity, c)
-        loss = functional.contrastive(s, logit_scale, caption_ids=caption_ids)
+        found = self.similarity.statistics(
+            image_features, text_features, logit_scale, c, caption_ids=caption_ids
+        )
+        loss = terms.contrastive(found, logit_scale).to(result_dtype(image_features, text_features))
         return {"contrastive_loss": loss} if output_dict else loss
 
 
@@ -116,5 +119,6 @@ class EntailmentLoss(nn.Module):
         check_batch(image_features, text_features)
         images, curvature = self.similarity.tangents(image_features, c)
         texts, _ = self.similarity.tangents(text_features, c)
-        loss = functional.entailment(images, texts, curvature, min_radius=self.min_radius)
+        found = cones(texts, images, curvature, min_radius=self.min_radius)
+        loss = terms.entailment(found).to(result_dtype(images, texts))
         return {"entailment_loss": loss} if output_dict else loss

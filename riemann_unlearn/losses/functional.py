@@ -69,7 +69,7 @@ def contrastive(
     logits = (logit_scale * s).masked_fill(ignored, -math.inf)
     own = logits.diagonal()
     per_pair = (logits.logsumexp(1) + logits.logsumexp(0)) / 2 - own
-    return _mean(per_pair, pairs)
+    return mean_over(per_pair, pairs)
 
 
 def entailment(
@@ -95,7 +95,7 @@ def entailment(
         K of :func:`riemann_unlearn.geometry.tangent.half_aperture`.
     """
     outside = _outside(image_features, text_features, c, min_radius)
-    return _mean(outside.clamp(min=0), pairs)
+    return mean_over(outside.clamp(min=0), pairs)
 
 
 def cone_exit(
@@ -111,7 +111,7 @@ def cone_exit(
     calibration. Parameters as for :func:`entailment`.
     """
     outside = _outside(image_features, text_features, c, min_radius)
-    return _mean((-outside).clamp(min=0), forget)
+    return mean_over((-outside).clamp(min=0), forget)
 
 
 def negative_alignment(s: Tensor, forget: Tensor, caption_ids: Tensor | None = None) -> Tensor:
@@ -124,7 +124,7 @@ def negative_alignment(s: Tensor, forget: Tensor, caption_ids: Tensor | None = N
     same = torch.eye(len(s), dtype=torch.bool, device=s.device)
     if caption_ids is not None:
         same = same | (caption_ids[:, None] == caption_ids[None, :])
-    return -_mean(s, chosen & ~same)
+    return -mean_over(s, chosen & ~same)
 
 
 def positive_alignment(s: Tensor, forget: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def positive_alignment(s: Tensor, forget: Tensor) -> Tensor:
 
     Alignment Calibration's positive term (arXiv 2406.03603).
     """
-    return _mean(s.diagonal(), forget)
+    return mean_over(s.diagonal(), forget)
 
 
 def performance(s: Tensor, logit_scale: Curvature, forget: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def performance(s: Tensor, logit_scale: Curvature, forget: Tensor) -> Tensor:
     among the retain pairs, not only among themselves.
     """
     logits = logit_scale * s
-    return _mean((logits.logsumexp(1) + logits.logsumexp(0)) / 2, forget)
+    return mean_over((logits.logsumexp(1) + logits.logsumexp(0)) / 2, forget)
 
 
 def norm_regularization(
@@ -180,14 +180,14 @@ def norm_regularization(
     for features in (image_features, text_features):
         radius = root * tangent.dist0(features, c)
         if target == "retain":
-            goal: Curvature = _mean(radius, ~forget).detach()
+            goal: Curvature = mean_over(radius, ~forget).detach()
         elif target == "origin":
             goal = 0.0
         elif isinstance(target, str):
             raise ValueError(f"target must be 'retain', 'origin' or a number, got {target!r}")
         else:
             goal = target
-        total = total + _mean((radius - goal).square(), chosen) / 2
+        total = total + mean_over((radius - goal).square(), chosen) / 2
     return total
 
 
@@ -197,7 +197,7 @@ def _outside(image_features: Tensor, text_features: Tensor, c: Curvature, min_ra
     return angle - tangent.half_aperture(text_features, c, min_radius)
 
 
-def _mean(values: Tensor, chosen: Tensor | None) -> Tensor:
+def mean_over(values: Tensor, chosen: Tensor | None) -> Tensor:
     """Mean over the chosen entries, 0 over none; without a host synchronization."""
     if chosen is None:
         return values.mean() if values.numel() else values.sum()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from riemann_unlearn.geometry import from_ambient, logmap0, tangent
 from riemann_unlearn.geometry.precision import Curvature, length, result_dtype, widen, working
+from riemann_unlearn.ops import Contrastive, contrastive, from_similarities
 
 
 class Similarity(Protocol):
@@ -27,6 +28,18 @@ class Similarity(Protocol):
 
     def matched(self, a: Tensor, b: Tensor, c: Curvature | None) -> Tensor:
         """S of each row of ``a`` with the same row of ``b``, shape (N,), accurate for near pairs."""
+        ...
+
+    def statistics(
+        self,
+        a: Tensor,
+        b: Tensor,
+        scale: Curvature,
+        c: Curvature | None,
+        forget: Tensor | None = None,
+        caption_ids: Tensor | None = None,
+    ) -> Contrastive:
+        """What the contrastive terms need of all pairs; see :func:`riemann_unlearn.ops.contrastive`."""
         ...
 
     def tangents(self, x: Tensor, c: Curvature | None) -> tuple[Tensor, Curvature]:
@@ -46,6 +59,18 @@ class Cosine:
         """Cosines, shape (N,)."""
         return (_unit(a) * _unit(b)).sum(-1)
 
+    def statistics(
+        self,
+        a: Tensor,
+        b: Tensor,
+        scale: Curvature,
+        c: Curvature | None,
+        forget: Tensor | None = None,
+        caption_ids: Tensor | None = None,
+    ) -> Contrastive:
+        """By the op, of cosines."""
+        return contrastive(a, b, scale, forget=forget, caption_ids=caption_ids)
+
     def tangents(self, x: Tensor, c: Curvature | None) -> tuple[Tensor, Curvature]:
         """Raise: entailment is hyperbolic."""
         raise ValueError("cosine features have no entailment cones; use a hyperbolic geometry")
@@ -61,6 +86,18 @@ class Hyperbolic:
     def matched(self, a: Tensor, b: Tensor, c: Curvature | None) -> Tensor:
         """-d, shape (N,)."""
         return -tangent.dist(a, b, _needed(c))
+
+    def statistics(
+        self,
+        a: Tensor,
+        b: Tensor,
+        scale: Curvature,
+        c: Curvature | None,
+        forget: Tensor | None = None,
+        caption_ids: Tensor | None = None,
+    ) -> Contrastive:
+        """By the op, of distances."""
+        return contrastive(a, b, scale, _needed(c), forget=forget, caption_ids=caption_ids)
 
     def tangents(self, x: Tensor, c: Curvature | None) -> tuple[Tensor, Curvature]:
         """``x`` and ``c`` as they are."""
@@ -94,6 +131,22 @@ class OnManifold:
             return -tangent.dist(a, b, k)
         distance: Tensor = self.manifold.dist(a, b)
         return -distance
+
+    def statistics(
+        self,
+        a: Tensor,
+        b: Tensor,
+        scale: Curvature,
+        c: Curvature | None,
+        forget: Tensor | None = None,
+        caption_ids: Tensor | None = None,
+    ) -> Contrastive:
+        """By the op where there are tangent vectors; else from the manifold's own distances."""
+        if self.has_cones:
+            (a, k), (b, _) = self.tangents(a, c), self.tangents(b, c)
+            return contrastive(a, b, scale, k, forget=forget, caption_ids=caption_ids)
+        s = torch.diagonal_scatter(self.pairwise(a, b, c), self.matched(a, b, c))
+        return from_similarities(s, scale, forget=forget, caption_ids=caption_ids)
 
     def tangents(self, x: Tensor, c: Curvature | None) -> tuple[Tensor, Curvature]:
         """The logarithm at the origin, in the Lorentz model of the manifold's curvature."""

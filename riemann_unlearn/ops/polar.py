@@ -1,0 +1,339 @@
+r"""Features as the rows of a matrix product: radii, operands, matched pairs, and the way back for gradients.
+
+A row v of norm n and radius :math:`r = \sqrt c\,n` becomes, with C = cosh r - 1,
+
+.. math::
+
+    \text{left } (\sinh r\,u,\; C,\; 1), \qquad \text{right } (-\sinh r\,u,\; 1+C,\; C),
+
+so that a product of two rows is :math:`Q = \cosh D - 1`. It errs by a few roundings of
+:math:`\cosh r_1 \cosh r_2 - 1 = 2\sinh^2\frac{r_1-r_2}2 + \sinh r_1\sinh r_2`, as a sum of non-negative terms
+from a rounded :math:`u_1·u_2` does. *Careful* operands are float64, and every row is scaled by
+:math:`\sqrt2 e^{-r}`, so that nothing overflows at any radius; their product is
+:math:`Y = 2e^{-r_1-r_2} Q`. For cosines the rows are unit vectors, negated on the right.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from riemann_unlearn.geometry.precision import length
+
+_CHUNK_BYTES = 2**18
+"""Of rows converted to float64 at a time on a CPU: three such pieces stay in a core's cache."""
+
+_CHUNK_BYTES_ELSEWHERE = 2**27
+"""On other devices: what keeps them busy, and is still little memory."""
+
+
+class Side:
+    """One side's rows and what the products need of them.
+
+    Parameters
+    ----------
+    x : Tensor, shape (N, D)
+        float32 or float64.
+    root : Tensor
+        √c, float64; not used for cosines.
+    hyperbolic : bool
+    right : bool
+        Which of the two operands the rows are.
+    norm : Tensor, shape (N,), optional
+        Their lengths, float64, where they are known.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        root: Tensor,
+        *,
+        hyperbolic: bool,
+        right: bool = False,
+        norm: Tensor | None = None,
+    ) -> None:
+        self.x, self.root, self.hyperbolic = x, root, hyperbolic
+        self.sign = -1.0 if right else 1.0
+        self.order: Tensor | None = None
+        self.norm = _norms(x) if norm is None else norm
+        self.inverse = torch.where(self.norm > 0, 1 / self.norm, 0.0)
+        if hyperbolic:
+            self.r = root * self.norm
+            self.shrunk = -torch.expm1(-self.r)  # 1 - e^-r
+            self.shrunk2 = -torch.expm1(-2 * self.r)  # 1 - e^-2r = 2 e^-r sinh r
+            self.decay = torch.exp(-self.r)
+        self._fast: Tensor | None = None
+        self._careful: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def sorted(self, order: Tensor | None) -> Side:
+        """The same rows in another order: row ``order[0]`` of ``x`` first."""
+        if order is None:
+            return self
+        side = copy.copy(self)
+        side.order, side._careful = order, {}
+        for name in ("norm", "inverse", *(("r", "shrunk", "shrunk2", "decay") if self.hyperbolic else ())):
+            setattr(side, name, getattr(self, name)[order])
+        return side
+
+    def sort(self, values: Tensor) -> Tensor:
+        """Values of the rows of ``x``, in this order."""
+        return values if self.order is None else values[self.order]
+
+    def unsort(self, values: Tensor) -> Tensor:
+        """The inverse of :meth:`sort`."""
+        return values if self.order is None else torch.empty_like(values).scatter_(0, self.order, values)
+
+    def index(self, rows: slice) -> Tensor | slice:
+        """Where the rows lie in ``x``."""
+        return rows if self.order is None else self.order[rows]
+
+    def units(self, rows: Tensor) -> Tensor:
+        """Unit vectors of some rows, float64; 0 for a row at the origin."""
+        x = self.x[rows if self.order is None else self.order[rows]]
+        return x.double().mul_(self.inverse[rows, None])
+
+    def operand(self, rows: slice, careful: bool) -> Tensor:
+        """Rows of the product's factor; a slice of careful rows is made once."""
+        if careful:
+            if rows.start not in self._careful:
+                self._careful[rows.start] = self._make(rows, torch.float64, careful=True)
+            return self._careful[rows.start]
+        if self._fast is None:
+            self._fast = self._make(slice(None), self.x.dtype, careful=False)
+        return self._fast[rows]
+
+    def a_per_length(self, rows: slice) -> Tensor:
+        """(1 - e^-2r)/n, and its limit 2√c at the origin."""
+        return torch.where(self.norm[rows] > 0, self.shrunk2[rows] * self.inverse[rows], 2 * self.root)
+
+    def _scale(self, careful: bool) -> Tensor:
+        """By what a row is multiplied in the operand: sinh r/n, √2 e^-r sinh r/n or 1/n."""
+        if not self.hyperbolic:
+            return self.inverse
+        size = self.shrunk2 / math.sqrt(2) if careful else torch.sinh(self.r)
+        limit = math.sqrt(2) * self.root if careful else self.root
+        return torch.where(self.norm > 0, size * self.inverse, limit)
+
+    def scaled(self) -> Tensor:
+        """All rows scaled as careful ones are, in the features' own dtype."""
+        return self._make(slice(None), self.x.dtype, careful=True)
+
+    def _make(self, rows: slice, dtype: torch.dtype, careful: bool) -> Tensor:
+        x, scale = self.x[self.index(rows)], self._scale(careful)[rows]
+        if not self.hyperbolic:
+            return x.to(dtype) * (self.sign * scale)[:, None].to(dtype)
+        out = torch.empty(len(x), x.shape[1] + 2, dtype=dtype, device=x.device)
+        torch.mul(x, (self.sign * scale)[:, None].to(dtype), out=out[:, :-2])
+        if careful:
+            less_one = self.shrunk[rows].square() / math.sqrt(2)  # √2 e^-r (cosh r - 1)
+            one = math.sqrt(2) * self.decay[rows]
+        else:
+            less_one, one = 2 * torch.sinh(self.r[rows] / 2).square(), torch.ones_like(self.r[rows])
+        columns = (less_one, one) if self.sign > 0 else (one + less_one, less_one)
+        out[:, -2], out[:, -1] = columns
+        return out
+
+    def add_gradient(self, out: Tensor, m: Tensor, rows: slice, careful: bool) -> Tensor:
+        """Add to ``out`` the gradient of the features of ``rows`` that follows from their operand's, ``m``.
+
+        Returns
+        -------
+        Tensor, shape ()
+            The gradient of √c, through the radii.
+        """
+        where, s = self.index(rows), self._scale(careful)[rows]
+        x = self.x[where]
+        main = m[:, :-2] if self.hyperbolic else m
+        along = self.sign * torch.linalg.vecdot(main, x.to(m.dtype)).double() * self.inverse[rows]
+        radial, of_root = -s * along, self.norm.new_zeros(())
+        if self.hyperbolic:
+            of_less_one = (m[:, -2] if self.sign > 0 else m[:, -2] + m[:, -1]).double()
+            cosh, sinh = self._cosh_sinh(rows, careful)
+            of_r = cosh * along + sinh * of_less_one
+            of_root = (of_r * self.norm[rows]).sum()
+            radial = radial + self.root * of_r
+        steps = (self.sign * s)[:, None].to(m.dtype), (radial * self.inverse[rows])[:, None].to(m.dtype)
+        if self.order is None and m.dtype == out.dtype:
+            out[rows].addcmul_(main, steps[0]).addcmul_(x, steps[1])
+        else:
+            out[where] += (main * steps[0]).addcmul_(x.to(m.dtype), steps[1]).to(out.dtype)
+        return of_root
+
+    def _cosh_sinh(self, rows: slice, careful: bool) -> tuple[Tensor, Tensor]:
+        """Cosh r and sinh r, times √2 e^-r for careful rows."""
+        if careful:
+            return (2 - self.shrunk2[rows]) / math.sqrt(2), self.shrunk2[rows] / math.sqrt(2)
+        return torch.cosh(self.r[rows]), torch.sinh(self.r[rows])
+
+
+def careful_distance(left: Side, right: Side, i: slice, j: slice, y: Tensor) -> tuple[Tensor, Tensor]:
+    """D and S = 2 e^-(r1+r2) sinh D of a tile with careful product ``y``; 0 where points coincide."""
+    rest = 4 * left.decay[i, None] * right.decay[None, j]
+    return _distance(y, rest, left.r[i, None], right.r[None, j])
+
+
+def from_differences(left: Side, right: Side, i: Tensor, j: Tensor) -> Tensor:
+    """Y of pairs of rows, accurate however near they are: exactly 0 for equal rows."""
+    out = torch.empty(len(i), dtype=torch.float64, device=i.device)
+    for pairs in _chunks(left.x, len(i)):
+        a, b = i[pairs], j[pairs]
+        chord = (left.units(a) - right.units(b)).square().sum(-1)
+        gap = left.shrunk[a] - right.shrunk[b]
+        out[pairs] = gap.square() + left.shrunk2[a] * right.shrunk2[b] * chord / 4
+    return out
+
+
+def _chunks(x: Tensor, count: int | None = None) -> Iterator[slice]:
+    """0 to ``count``, all rows by default, in pieces of a size that suits the device."""
+    room = _CHUNK_BYTES if x.device.type == "cpu" else _CHUNK_BYTES_ELSEWHERE
+    size = max(1, room // (8 * max(x.shape[1], 1)))
+    count = len(x) if count is None else count
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def pair_similarities(left: Side, bank: Tensor, columns: Tensor) -> Tensor:
+    """Minus the distances, or the cosines, of each row and its own rows of ``bank``, from differences.
+
+    Parameters
+    ----------
+    columns : Tensor, shape (N, K)
+        Long.
+
+    Returns
+    -------
+    Tensor, shape (N, K)
+        float64.
+    """
+    count = columns.shape[1]
+    out = torch.empty(columns.shape, dtype=torch.float64, device=bank.device)
+    for rows in _chunks(left.x, len(columns)):
+        chosen = columns[rows].reshape(-1)
+        right = Side(bank[chosen].to(left.x.dtype), left.root, hyperbolic=left.hyperbolic, right=True)
+        own = Side(left.x[rows].repeat_interleave(count, 0), left.root, hyperbolic=left.hyperbolic)
+        angle = matched_angles(own, right, 0)
+        found = -matched_distances(own, right, 0, angle)[0] / left.root if left.hyperbolic else angle
+        out[rows] = found.view(-1, count)
+    return out
+
+
+def matched_angles(left: Side, right: Side, offset: int) -> Tensor:
+    """|u1 - u2|², or the cosine, of row a of the left and row ``offset + a`` of the right, unsorted."""
+    angle = torch.empty_like(left.norm)
+    for rows, _, u, w in _unit_pairs(left, right, offset):
+        if left.hyperbolic:
+            u = w = u.sub_(w)
+        angle[rows] = torch.linalg.vecdot(u, w)
+    return angle
+
+
+def matched_distances(left: Side, right: Side, offset: int, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """D and S of :func:`careful_distance` of matched pairs, from their |u1 - u2|²."""
+    columns = slice(offset, offset + len(left))
+    gap = left.shrunk - right.shrunk[columns]
+    y = gap.square() + left.shrunk2 * right.shrunk2[columns] * angle / 4
+    return _distance(y, 4 * left.decay * right.decay[columns], left.r, right.r[columns])
+
+
+def add_matched_gradient(
+    left: Side, right: Side, offset: int, angle: Tensor, gradient: Tensor, out: Tensor, out_right: Tensor
+) -> Tensor:
+    r"""Add the gradients of the features that follow from those of matched D, or of minus the cosines.
+
+    With e = u1 - u2, :math:`a = 1 - e^{-2r}` and S of :func:`careful_distance`:
+
+    .. math::
+
+        \frac{∂D}{∂r_1} = \frac{e^{-2r_2} - e^{-2r_1} + (2 - a_1)\,a_2\,|e|^2/4}{S}, \qquad
+        \frac{∂D}{∂u_1} = \frac{a_1 a_2}{2S}\Bigl(e - \frac{|e|^2}2 u_1\Bigr),
+
+    0 where the points coincide.
+
+    Returns
+    -------
+    Tensor, shape ()
+        The gradient of √c, through the radii.
+    """
+    of_root, everything = gradient.new_zeros(()), slice(offset, offset + len(left))
+    if left.hyperbolic:
+        _, s = matched_distances(left, right, offset, angle)
+        gradient = torch.where(s > 0, gradient / s, 0.0)
+    steps = []  # for each side, how far to go along the other's direction, and along its own vector
+    for side, other, here, there in (
+        (left, right, slice(None), everything),
+        (right, left, everything, slice(None)),
+    ):
+        if left.hyperbolic:
+            a1, a2 = side.shrunk2[here], other.shrunk2[there]
+            gap = (side.shrunk[here] - other.shrunk[there]) * (side.decay[here] + other.decay[there])
+            of_r = gradient * (gap + (2 - a1) * a2 * angle / 4)
+            of_root = of_root + (of_r * side.norm[here]).sum()
+            away = gradient * side.a_per_length(here) * a2 / 2
+            outward = (side.root * of_r - away * angle / 2) * side.inverse[here]
+        else:
+            away = gradient * side.inverse[here]
+            outward = away * angle * side.inverse[here]
+        steps.append((away, outward))
+    add_pair_steps(left, right, offset, steps[0], steps[1], out, out_right)
+    return of_root
+
+
+def add_pair_steps(
+    left: Side,
+    right: Side,
+    offset: int,
+    of_left: tuple[Tensor, Tensor],
+    of_right: tuple[Tensor, Tensor],
+    out: Tensor,
+    out_right: Tensor,
+) -> None:
+    """Add to each of matched features a multiple of the way away from the other and one of itself.
+
+    The way away is ±(u1 - u2), or minus the other's unit vector for cosines.
+    """
+    (away, outward), (away_right, outward_right) = (
+        tuple(step[:, None].to(out.dtype) for step in steps) for steps in (of_left, of_right)
+    )
+    sign = 1.0 if left.hyperbolic else -1.0
+    for rows, columns, u, w in _unit_pairs(left, right, offset):
+        if left.hyperbolic:
+            u = w = u.sub_(w)
+        out[rows].addcmul_(w.to(out.dtype), away[rows], value=sign)
+        out[rows].addcmul_(left.x[rows], outward[rows])
+        out_right[columns].addcmul_(u.to(out.dtype), away_right[rows], value=-1)
+        out_right[columns].addcmul_(right.x[columns], outward_right[rows])
+
+
+def _norms(x: Tensor) -> Tensor:
+    """Lengths, float64: an error of a radius would be one of every distance of its row."""
+    if x.dtype == torch.float64:
+        return length(x)
+    norm = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    for rows in _chunks(x):
+        norm[rows] = torch.linalg.vector_norm(x[rows].double(), dim=-1)
+    return norm
+
+
+def _unit_pairs(left: Side, right: Side, offset: int) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """Matched unit vectors, float64, a chunk at a time."""
+    for rows in _chunks(left.x):
+        columns = slice(rows.start + offset, rows.stop + offset)
+        u = left.x[rows].to(torch.float64, copy=True).mul_(left.inverse[rows, None])
+        w = right.x[columns].to(torch.float64, copy=True).mul_(right.inverse[columns, None])
+        yield rows, columns, u, w
+
+
+def _distance(y: Tensor, rest: Tensor, r1: Tensor, r2: Tensor) -> tuple[Tensor, Tensor]:
+    """D and S from Y, 4 e^-(r1+r2) and the radii."""
+    root, more = torch.sqrt(y), torch.sqrt(y + rest)
+    d = r1 + r2 + 2 * torch.log((root + more) / 2)
+    gap = (r1 - r2).abs()
+    # Where e^-r underflows only the triangle inequality is left, which is then an equality to rounding.
+    return torch.where(y > 0, torch.maximum(d, gap), gap), root * more
