@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from riemann_unlearn._version import __version__
 
 if TYPE_CHECKING:
-    from riemann_unlearn import data, evaluation, geometry, losses, models, training, unlearning
+    from riemann_unlearn import data, evaluation, geometry, losses, models, optim, training, unlearning
     from riemann_unlearn.evaluation import evaluate
     from riemann_unlearn.geometry import Lorentz
     from riemann_unlearn.models import list_models, load
@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "losses",
     "models",
+    "optim",
     "training",
     "unlearn",
     "unlearning",

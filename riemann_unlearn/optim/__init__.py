@@ -1,0 +1,6 @@
+"""Riemannian optimizers at torch's speed, for any geoopt model."""
+
+from riemann_unlearn.optim.adam import RiemannianAdam, RiemannianAdamW
+from riemann_unlearn.optim.curvature import curvature_group
+
+__all__ = ["RiemannianAdam", "RiemannianAdamW", "curvature_group"]
