@@ -2,5 +2,6 @@
 
 from riemann_unlearn.optim.adam import RiemannianAdam, RiemannianAdamW
 from riemann_unlearn.optim.curvature import curvature_group
+from riemann_unlearn.optim.sgd import RiemannianSGD
 
-__all__ = ["RiemannianAdam", "RiemannianAdamW", "curvature_group"]
+__all__ = ["RiemannianAdam", "RiemannianAdamW", "RiemannianSGD", "curvature_group"]

@@ -25,7 +25,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
 from riemann_unlearn.optim import curvature, generic, lorentz
-from riemann_unlearn.optim.base import RiemannianOptimizer
+from riemann_unlearn.optim.base import RiemannianOptimizer, sparse_id
 from riemann_unlearn.optim.batching import batches, manifold_of
 
 Scalar = float | Tensor
@@ -191,8 +191,8 @@ class RiemannianAdam(RiemannianOptimizer):
         return state
 
     def _step_euclidean(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        gradients = [p.grad for p in params]
-        if any(gradient.is_sparse for gradient in gradients if gradient is not None):
+        gradients = [cast(Tensor, p.grad) for p in params]
+        if any(gradient.is_sparse for gradient in gradients):
             raise RuntimeError(
                 f"{type(self).__name__} takes sparse gradients of manifold parameters only; "
                 "torch.optim.SparseAdam takes those of Euclidean ones"
@@ -227,7 +227,8 @@ class RiemannianAdam(RiemannianOptimizer):
             {} if group["capturable"] else {p: step.item() for p, step in zip(params, steps, strict=True)}
         )
         names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
-        for batch in batches(params, lambda p: (counts.get(p), _sparse_id(p)), group["foreach"] is not False):
+        together = group["foreach"] is not False
+        for batch in batches(params, lambda p: (counts.get(p), sparse_id(p)), together):
             count = counts.get(batch[0])
             self._step_batch(group, batch, names, self._per_point(batch) if count is None else count)
         every = group["stabilize"]
@@ -331,8 +332,3 @@ class RiemannianAdamW(RiemannianAdam):
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
-
-
-def _sparse_id(p: Tensor) -> int:
-    """Keeps a parameter with a sparse gradient from being batched."""
-    return id(p) if p.grad is not None and p.grad.is_sparse else 0

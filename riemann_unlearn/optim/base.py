@@ -133,7 +133,6 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        curved: list[Tensor] = []
         flat: list[tuple[dict[str, Any], list[Tensor]]] = []
         for group in self.param_groups:
             euclidean: list[Tensor] = []
@@ -186,13 +185,13 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         manifold: geoopt.Manifold,
         stacks: list[Tensor],
         gradients: Tensor,
-        count: Scalar | None,
+        count: Scalar,
         closed_form: bool,
     ) -> None:
         """Step the stacks (points, momenta, second moments) in place."""
 
     def _step_batch(
-        self, group: dict[str, Any], params: list[Tensor], names: list[str], count: Scalar | None
+        self, group: dict[str, Any], params: list[Tensor], names: list[str], count: Scalar
     ) -> None:
         """Stack parameters, gradients and state, step them, and write them back."""
         manifold = manifold_of(params[0])
@@ -260,12 +259,18 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                 curvature.follow_(p.detach(), state.get(self._momentum_name), manifold.k)
 
 
+def sparse_id(p: Tensor) -> int:
+    """Keeps a parameter with a sparse gradient from being batched."""
+    return id(p) if p.grad is not None and p.grad.is_sparse else 0
+
+
 def _sparse_rows(p: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of the touched rows of a table, and their gradients."""
     manifold = manifold_of(p)
     if p.ndim != 2 or manifold is None or manifold.ndim != 1 or gradient.sparse_dim() != 1:
         raise RuntimeError(
-            f"a sparse gradient needs a table of points in its rows, got a parameter of shape {tuple(p.shape)}"
+            "a sparse gradient needs a table of points in its rows, "
+            f"got a parameter of shape {tuple(p.shape)}"
         )
     gradient = gradient.coalesce()
     return gradient.indices()[0], gradient.values()

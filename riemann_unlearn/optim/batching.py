@@ -76,14 +76,15 @@ def stacked(tensors: Sequence[Tensor], point_ndim: int) -> Tensor:
 def scatter(stack: Tensor, tensors: Sequence[Tensor]) -> None:
     """Write a stack back into the tensors it was made of."""
     counts = [math.prod(tensor.shape[: tensor.ndim - (stack.ndim - 1)]) for tensor in tensors]
-    parts = [part.view(tensor.shape) for part, tensor in zip(stack.split(counts), tensors, strict=True)]
+    split = torch.split(stack, counts)
+    parts = [part.view(tensor.shape) for part, tensor in zip(split, tensors, strict=True)]
     torch._foreach_copy_([tensor.detach() for tensor in tensors], parts)
 
 
 def _space_key(manifold: geoopt.Manifold) -> Hashable:
     """Equal for manifolds that are the same space; a curvature off the CPU is not looked at."""
     if isinstance(manifold, geoopt.Lorentz) and manifold.k.device.type == "cpu":
-        return manifold.k.item()
+        return float(manifold.k)
     return id(manifold)
 
 

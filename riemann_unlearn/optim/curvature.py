@@ -44,7 +44,8 @@ def curvature_group(
     >>> import geoopt, torch
     >>> import riemann_unlearn as ru
     >>> manifold = ru.Lorentz(learnable=True)
-    >>> points = geoopt.ManifoldParameter(manifold.expmap0(torch.tensor([[0.0, 3.0, 4.0]])).detach(), manifold)
+    >>> start = manifold.expmap0(torch.tensor([[0.0, 3.0, 4.0]])).detach()
+    >>> points = geoopt.ManifoldParameter(start, manifold)
     >>> optimizer = ru.optim.RiemannianAdam(
     ...     [{"params": [points]}, ru.optim.curvature_group(manifold, lr=0.1)], lr=0.01
     ... )

@@ -114,7 +114,7 @@ def can_compile() -> bool:
 @functools.cache
 def compiled_kernels() -> Kernels:
     """The same through ``torch.compile``, cut where its CPU backend makes one pass of each."""
-    kernels = (accumulate, step_coefficients, shear, weighted_dot)
+    kernels: list[Any] = [accumulate, step_coefficients, shear, weighted_dot]
     return Kernels(*(torch.compile(kernel, dynamic=True, fullgraph=True) for kernel in kernels))
 
 
@@ -165,8 +165,7 @@ def adam_rows(
         Run the two passes over the rows as kernels of ``torch.compile``.
     """
     signs = _signatures(points)
-    correction = moment.correction if _is_per_row(moment.correction) else None
-    scale = step_size if _is_per_row(step_size) else None
+    correction, scale = _per_row(moment.correction), _per_row(step_size)
     blocks = tiles(
         points, gradients, momenta, moment.average, moment.largest, correction, scale, whole=compiled
     )
@@ -208,7 +207,8 @@ def accumulate(
     compiling = dot is None
     dot = dot or weighted_dot
     a = dot(p, g, signs.all).div_(k)
-    square = dot(g, g, signs.lorentz).add_(a * a * k).clamp_min_(0)
+    # Squares that overflow stop the row, as they do in Adam, and do not make it NaN by inf - inf.
+    square = dot(g, g, signs.lorentz).add_(a * a * k).clamp_min_(0).nan_to_num_(math.inf, math.inf)
     time = p[:, 0].contiguous()
     a = a.mul_(1 - beta)
     delta = (m[:, 0] * beta).sub_(g[:, 0], alpha=1 - beta).div_(time).add_(a)
@@ -246,8 +246,7 @@ def sgd_rows(
 ) -> None:
     """One step of gradient descent of every row, in place in points and momenta.
 
-    ``momenta`` may be None for a first step or without momentum; the transported first buffer is then the
-    return value of :func:`gradient_rows` for the caller to keep.
+    ``momenta`` is None without momentum, and 0 before the first step.
     """
     signs, kernels = _signatures(points), eager_kernels(points)
     for p, g, m in tiles(points, gradients, momenta):
@@ -301,11 +300,11 @@ def decay_rows(points: Tensor, momenta: Tensor | None, k: Scalar, keep: Scalar) 
 def step_coefficients(
     time: Tensor, delta: Tensor, size: Tensor, speed: Scalar, k: Scalar, longest: float
 ) -> tuple[Tensor, Tensor]:
-    """The w and b of a step of length ``speed`` times |m| along -m, no longer than it may be.
+    r"""The w and b of a step of length ``speed`` times |m| along -m, no longer than it may be.
 
     Beyond the cap, a step is cut off where the point would come to lie beyond :func:`furthest`: with κ
     the cosine between the step and the outward ray, p_t grows by A = cosh n + κ sinh n, which is at most
-    A for :math:`e^n ≤ (A + \\sqrt{A^2 - 1 + κ^2})/(1 + κ)`.
+    A for :math:`e^n ≤ (A + \sqrt{A^2 - 1 + κ^2})/(1 + κ)`.
     """
     info = torch.finfo(time.dtype)
     root = k**0.5
@@ -335,5 +334,5 @@ def _height(rows: Tensor) -> int:
     return max(1, min(len(rows), TILE // rows.shape[-1]))
 
 
-def _is_per_row(value: Scalar) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
+def _per_row(value: Scalar) -> Tensor | None:
+    return value if isinstance(value, Tensor) and value.ndim > 0 else None
