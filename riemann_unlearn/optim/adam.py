@@ -44,7 +44,7 @@ class RiemannianAdam(RiemannianOptimizer):
     Parameters
     ----------
     params : iterable of Tensor or of dict
-        Parameters or parameter groups; a group may set every option but ``compile`` for itself.
+        Parameters or parameter groups; a group may set every option for itself.
     lr : float or Tensor
         Learning rate: the geodesic length of a first step.
     betas : (float, float)
@@ -137,12 +137,12 @@ class RiemannianAdam(RiemannianOptimizer):
             raise ValueError(f"betas must be two numbers in [0, 1), got {betas}")
         if not eps >= 0:
             raise ValueError(f"eps must not be negative, got {eps}")
-        self._compile = compile
         options = {
             "betas": betas,
             "eps": eps,
             "amsgrad": amsgrad,
             "capturable": capturable,
+            "compile": compile,
             "decoupled_weight_decay": self._decoupled,
         }
         super().__init__(
@@ -222,7 +222,9 @@ class RiemannianAdam(RiemannianOptimizer):
     def _step_manifolds(self, group: dict[str, Any], params: list[Tensor]) -> None:
         states = [self._state_of(group, p) for p in params]
         steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1)
+        # A tensor to add, for a number would be made one again for every count.
+        one = torch.ones((), device=steps[0].device)
+        torch._foreach_add_(steps, one, alpha=1.0)
         counts = (
             {} if group["capturable"] else {p: step.item() for p, step in zip(params, steps, strict=True)}
         )
@@ -232,7 +234,7 @@ class RiemannianAdam(RiemannianOptimizer):
             count = counts.get(batch[0])
             self._step_batch(group, batch, names, self._per_point(batch) if count is None else count)
         every = group["stabilize"]
-        if every is not None and any(step.item() % every == 0 for step in steps):
+        if every is not None and any(step % every == 0 for step in steps):
             self.stabilize_group(group)
 
     def _per_point(self, params: list[Tensor]) -> Tensor:
@@ -272,7 +274,7 @@ class RiemannianAdam(RiemannianOptimizer):
                 beta=beta1,
                 step_size=lr / correction1,
                 longest=longest,
-                compiled=self._compiles(points),
+                compiled=_compiles(group, points),
             )
             return
         if isinstance(count, Tensor) and count.ndim > 0:
@@ -292,11 +294,6 @@ class RiemannianAdam(RiemannianOptimizer):
         )
         points.copy_(new_points)
         momenta.copy_(new_momenta)
-
-    def _compiles(self, points: Tensor) -> bool:
-        if self._compile is not None:
-            return self._compile
-        return points.numel() >= COMPILE_FROM and points.device.type == "cpu" and lorentz.can_compile()
 
 
 class RiemannianAdamW(RiemannianAdam):
@@ -332,3 +329,9 @@ class RiemannianAdamW(RiemannianAdam):
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
+
+
+def _compiles(group: dict[str, Any], points: Tensor) -> bool:
+    if group["compile"] is not None:
+        return bool(group["compile"])
+    return points.numel() >= COMPILE_FROM and points.device.type == "cpu" and lorentz.can_compile()

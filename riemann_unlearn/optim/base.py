@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.optim import curvature, generic, lorentz
-from riemann_unlearn.optim.batching import is_lorentz, is_uniform, manifold_of, scatter, stacked
+from riemann_unlearn.optim.batching import is_lorentz, is_uniform, manifold_of, scatter, stacked, views
 
 Scalar = float | Tensor
 
@@ -73,6 +73,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             "differentiable": False,
             "fused": fused,
         }
+        self._stacks: dict[tuple[str, int], tuple[Tensor, list[Tensor]]] = {}
         super().__init__(params, {**options, **shared})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -83,6 +84,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a state of ours, of geoopt's or of torch's."""
         super().__setstate__(state)
+        self._stacks = {}
         for group in self.param_groups:
             self._complete(group)
 
@@ -197,20 +199,18 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         manifold = manifold_of(params[0])
         assert manifold is not None
         closed_form = is_lorentz(params[0])
-        tensors = [[p.detach() for p in params]]
-        tensors += [[self.state[p][name] for p in params] for name in names]
+        stack = is_uniform(manifold)
+        points = params if len(params) > 1 else [params[0].detach()]
         gradients = [cast(Tensor, p.grad) for p in params]
         rows: Tensor | None = None
         if gradients[0].is_sparse:
             rows, gradient = _sparse_rows(params[0], gradients[0])
-        elif is_uniform(manifold):
-            gradient = stacked(gradients, manifold.ndim)
         else:
-            gradient = gradients[0]
-        stack = is_uniform(manifold)
+            gradient = stacked(gradients, manifold.ndim) if stack else gradients[0]
         if not stack and (group["lazy"] or rows is not None):
             raise ValueError(f"{manifold} has parameters of its own for each point: no lazy or sparse steps")
-        stacks = [stacked(each, manifold.ndim) if stack else each[0] for each in tensors]
+        stacks = [stacked(points, manifold.ndim) if stack else points[0]]
+        stacks += [self._stacked_state(params, name, manifold.ndim, stack) for name in names]
         if group["maximize"]:
             gradient = -gradient
         if group["lazy"] and rows is None:
@@ -222,11 +222,26 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         self._advance(group, manifold, selected, gradient, count, closed_form)
         if self._decays(group):
             self._decay(group, manifold, selected, closed_form)
-        for whole, part, each in zip(stacks, selected, tensors, strict=True):
-            if rows is not None:
+        if rows is not None:
+            for whole, part in zip(stacks, selected, strict=True):
                 whole.index_copy_(0, rows, part)
-            if len(each) > 1 or whole.data_ptr() != each[0].data_ptr():
-                scatter(whole, each)
+        if len(points) > 1 or stacks[0].data_ptr() != points[0].data_ptr():
+            scatter(stacks[0], points)
+
+    def _stacked_state(self, params: list[Tensor], name: str, point_ndim: int, stack: bool) -> Tensor:
+        """The state of a batch as one tensor, of which each parameter's is a view from then on."""
+        held: list[Tensor] = [self.state[p][name] for p in params]
+        if not stack:
+            return held[0]
+        key = name, id(params[0])
+        whole, parts = self._stacks.get(key, (held[0], []))
+        if len(parts) != len(held) or any(a is not b for a, b in zip(parts, held, strict=True)):
+            whole = stacked([each.contiguous() for each in held], point_ndim)
+            parts = views(whole, held)
+            for p, part in zip(params, parts, strict=True):
+                self.state[p][name] = part
+            self._stacks[key] = whole, parts
+        return whole
 
     def _decay(
         self, group: dict[str, Any], manifold: geoopt.Manifold, stacks: list[Tensor], closed_form: bool

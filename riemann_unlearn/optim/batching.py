@@ -49,42 +49,53 @@ def batches(
         False makes every parameter a batch of its own.
     """
     found: dict[Hashable, list[Tensor]] = {}
+    spaces: dict[int, tuple[Hashable, int]] = {}
     for parameter in parameters:
-        manifold = manifold_of(parameter)
-        assert manifold is not None
-        key: Hashable
-        if not together or not (is_lorentz(parameter) or is_uniform(manifold)):
-            key = id(parameter)
-        else:
-            key = (
-                _space_key(manifold),
-                parameter.shape[parameter.ndim - manifold.ndim :],
-                parameter.dtype,
-                parameter.device,
-                distinguish(parameter),
-            )
+        manifold: geoopt.Manifold = manifold_of(parameter)
+        if id(manifold) not in spaces:
+            spaces[id(manifold)] = _space_key(manifold), manifold.ndim
+        space, ndim = spaces[id(manifold)]
+        key: Hashable = id(parameter)
+        if together and space is not None:
+            shape = parameter.shape
+            key = space, shape[len(shape) - ndim :], parameter.dtype, parameter.device, distinguish(parameter)
         found.setdefault(key, []).append(parameter)
     return list(found.values())
 
 
 def stacked(tensors: Sequence[Tensor], point_ndim: int) -> Tensor:
-    """The tensors' points one after another, shape (N, ...); a view where there is but one tensor."""
-    shaped = [tensor.reshape(-1, *tensor.shape[tensor.ndim - point_ndim :]) for tensor in tensors]
-    return shaped[0] if len(shaped) == 1 else torch.cat(shaped)
+    """The tensors' points one after another, shape (N, ...); of one tensor, its own memory."""
+    rows = [
+        tensor
+        if tensor.ndim == point_ndim + 1
+        else tensor.reshape(-1, *tensor.shape[tensor.ndim - point_ndim :])
+        for tensor in tensors
+    ]
+    return rows[0].contiguous() if len(rows) == 1 else torch.cat(rows)
+
+
+def views(stack: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The parts of a stack, in the shapes of the tensors it was made of."""
+    point_ndim = stack.ndim - 1
+    counts = [math.prod(tensor.shape[: tensor.ndim - point_ndim]) for tensor in tensors]
+    parts = torch.split(stack, counts)
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def scatter(stack: Tensor, tensors: Sequence[Tensor]) -> None:
     """Write a stack back into the tensors it was made of."""
-    counts = [math.prod(tensor.shape[: tensor.ndim - (stack.ndim - 1)]) for tensor in tensors]
-    split = torch.split(stack, counts)
-    parts = [part.view(tensor.shape) for part, tensor in zip(split, tensors, strict=True)]
-    torch._foreach_copy_([tensor.detach() for tensor in tensors], parts)
+    torch._foreach_copy_(list(tensors), views(stack, tensors))
 
 
-def _space_key(manifold: geoopt.Manifold) -> Hashable:
-    """Equal for manifolds that are the same space; a curvature off the CPU is not looked at."""
+def _space_key(manifold: geoopt.Manifold) -> Hashable | None:
+    """Equal for manifolds that are the same space; None where points cannot be stacked.
+
+    A curvature off the CPU is not looked at: that would wait for the device.
+    """
+    if not is_uniform(manifold):
+        return None
     if isinstance(manifold, geoopt.Lorentz) and manifold.k.device.type == "cpu":
-        return float(manifold.k)
+        return manifold.k.item(), manifold.k.requires_grad and id(manifold)
     return id(manifold)
 
 

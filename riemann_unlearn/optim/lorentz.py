@@ -40,8 +40,8 @@ Scalar = float | Tensor
 
 Dot = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-TILE = 2**16
-"""Elements of a tile on the CPU: the four arrays of a float32 step then share a mebibyte of cache."""
+TILE = 2**17
+"""Elements of a tile on the CPU: the four arrays of a float32 step then share two mebibytes of cache."""
 
 
 class Moment(NamedTuple):

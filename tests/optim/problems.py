@@ -20,9 +20,9 @@ def lorentz_points(
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(count, dim, generator=generator, dtype=torch.float64)
     if radius is not None:
-        v = torch.nn.functional.normalize(v, dim=-1) * radius * float(manifold.k) ** 0.5
-    points = ru.geometry.to_ambient(ru.geometry.expmap0(v, 1 / float(manifold.k)), 1 / float(manifold.k))
-    return points.to(manifold.k.dtype)
+        v = torch.nn.functional.normalize(v, dim=-1) * radius * manifold.k.item() ** 0.5
+    c = 1 / manifold.k.item()
+    return ru.geometry.to_ambient(ru.geometry.expmap0(v, c), c).to(manifold.k.dtype)
 
 
 def attraction(manifold: geoopt.Manifold, starts: Sequence[Tensor], targets: Sequence[Tensor]) -> Problem:
