@@ -16,7 +16,7 @@ which is what optimizers take: only the inner products need the metric.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import geoopt
 import torch
@@ -187,10 +187,9 @@ def _inner(p: Tensor, manifold: geoopt.Manifold | None, g: Tensor, h: Tensor) ->
     if isinstance(manifold, geoopt.Lorentz):
         # <Jg + ap, Jh + bp> = g·Jh + k·ab with a = c p·g: nothing of the size of the points cancels.
         point, g, h = p.double(), g.double(), h.double()
-        k = manifold.k.detach().to(point)
+        k: Tensor = manifold.k.detach().to(point)
         a, b = ((point * each).sum(-1) / k for each in (g, h))
         return ((g * h).sum(-1) - 2 * g[..., 0] * h[..., 0] + k * a * b).sum()
     first = manifold.egrad2rgrad(p, g.clone())
     second = manifold.egrad2rgrad(p, h.clone())
-    inner: Tensor = manifold.inner(p, first, second).sum()
-    return inner
+    return cast(Tensor, manifold.inner(p, first, second)).sum()
