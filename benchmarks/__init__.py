@@ -1,1 +1,1 @@
-"""What the figures in the documentation are measured with."""
+"""Benchmarks: each module is a command, ``python -m benchmarks.NAME``."""

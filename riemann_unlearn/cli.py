@@ -1,4 +1,4 @@
-"""The command line: ``riemann-unlearn run | train | evaluate | list``.
+"""The command line: ``riemann-unlearn run | train | evaluate | report | list``.
 
 Only argparse is imported before a command is known, so that ``--help`` answers at once. What goes
 wrong ends in one sentence on standard error and an exit code: 2 for a request that cannot be carried
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_report(commands)
     _add_list(commands)
     return parser
 
@@ -141,6 +142,22 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.set_defaults(command=_evaluate)
 
 
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser(
+        "report",
+        help="write the report of a finished run again, or draw it",
+        description="Write report.html of a finished run from its metrics and history, and a picture of it.",
+    )
+    report.add_argument("run", metavar="DIR", type=Path, help="run directory")
+    report.add_argument(
+        "--picture",
+        metavar="FILE.png",
+        type=Path,
+        help="also draw held-out images with what they were called before and after (needs matplotlib)",
+    )
+    report.set_defaults(command=_report)
+
+
 def _add_list(commands: Any) -> None:
     listing = commands.add_parser(
         "list",
@@ -185,7 +202,7 @@ def _run(options: argparse.Namespace) -> None:
         output=output,
         resume=options.resume,
     )
-    write_report(output, result)
+    write_report(output)
     if options.json:
         print(json.dumps(result.metrics, indent=2))
     else:
@@ -226,6 +243,18 @@ def _evaluate(options: argparse.Namespace) -> None:
     report = evaluate(options.model, options.data, forget=forget)
     report = {"model": options.model, "data": options.data, "forgotten": forget, **report}
     print(json.dumps(report, indent=2) if options.json else evaluation_table(report))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from riemann_unlearn.report import write_picture, write_report
+
+    print(f"Written to {write_report(options.run)}")
+    if options.picture is not None:
+        try:
+            write_picture(options.run, options.picture)
+        except ImportError as error:
+            raise ValueError(f"a picture needs matplotlib: pip install matplotlib ({error})") from None
+        print(f"Written to {options.picture}")
 
 
 def _list(options: argparse.Namespace) -> None:

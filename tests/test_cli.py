@@ -53,6 +53,14 @@ def test_run_writes_a_run_directory_and_a_table(
     assert report["retain"] == after["retain"]
     assert main(["evaluate", "--model", str(folder), "--data", data, "--forget", "owl"]) == 0
     assert "forget means owl" in capsys.readouterr().out
+    # Its report can be written again, and drawn.
+    page = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    assert main(["report", str(folder), "--picture", str(tmp_path / "run.png")]) == 0
+    assert (folder / "report.html").read_bytes() == page
+    assert (tmp_path / "run.png").stat().st_size > 10_000
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
 
 
 def test_run_prints_json_and_makes_its_own_folder(

@@ -3,7 +3,7 @@
     python -m riemann_unlearn.data.build_emoji --packages DIR --output DIR
     python -m riemann_unlearn.data.build_emoji --packages DIR --check
 
-Needs the ``dev`` extra (resvg for the SVG sources) and, for packages that are not yet in ``--packages``,
+Needs the ``test`` extra (resvg for the SVG sources) and, for packages that are not yet in ``--packages``,
 npm. The packages are pinned by version and SHA-256. With the tool versions that the manifest records the
 result is the same to the byte; ``--check`` builds into a temporary folder and compares.
 

@@ -1,5 +1,7 @@
-"""Measures of what a model knows: zero-shot accuracy and retrieval."""
+"""Measures of what a model knows: zero-shot accuracy, retrieval, and the audit of a forgotten concept."""
 
-from riemann_unlearn.evaluation.zero_shot import evaluate, zero_shot
+from riemann_unlearn.evaluation.audit import audit
+from riemann_unlearn.evaluation.forgetting import evaluate
+from riemann_unlearn.evaluation.zero_shot import zero_shot
 
-__all__ = ["evaluate", "zero_shot"]
+__all__ = ["audit", "evaluate", "zero_shot"]

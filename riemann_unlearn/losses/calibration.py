@@ -2,7 +2,9 @@
 
 The papers' exact weights were not published; the forms here are a reconstruction, and every choice made
 is named where it is made. Reconstruction: all weights are 1 by default, but for λ = 0.2 of the retain
-pairs' entailment, which is MERU's.
+pairs' entailment, which is MERU's, and for γ = 0.01: L_perf is measured in logits and the other terms in
+similarities, so its gradient is τ times theirs, and 0.01 evens that out at CLIP's and MERU's largest τ of
+100. With γ = 1 it drowns every other term and most of what should be retained.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from riemann_unlearn.geometry.precision import Curvature
 from riemann_unlearn.losses import functional
 from riemann_unlearn.losses.checks import check_batch, check_settings
 from riemann_unlearn.losses.similarity import Hyperbolic, Similarity, hyperbolic, similarity
+
+GAMMA = 0.01
+"""Default weight of the performance-preserving term, one over the largest logit scale."""
 
 
 class AlignmentCalibration(nn.Module):
@@ -53,7 +58,7 @@ class AlignmentCalibration(nn.Module):
         self,
         alpha: float = 1.0,
         beta: float = 1.0,
-        gamma: float = 1.0,
+        gamma: float = GAMMA,
         *,
         epsilon: float = 1.0,
         geometry: str = "euclidean",
@@ -157,7 +162,7 @@ class HyperbolicAlignmentCalibration(AlignmentCalibration):
         self,
         alpha: float = 1.0,
         beta: float = 1.0,
-        gamma: float = 1.0,
+        gamma: float = GAMMA,
         omega: float = 1.0,
         eta: float = 1.0,
         *,

@@ -1,6 +1,7 @@
-"""Results for a reader: text tables and the HTML page of a run."""
+"""Results for a reader: text tables, the HTML page and the picture of a run."""
 
 from riemann_unlearn.report.page import write_report
+from riemann_unlearn.report.picture import write_picture
 from riemann_unlearn.report.tables import evaluation_table, metrics_table
 
-__all__ = ["evaluation_table", "metrics_table", "write_report"]
+__all__ = ["evaluation_table", "metrics_table", "write_picture", "write_report"]

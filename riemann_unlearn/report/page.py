@@ -5,6 +5,7 @@ The page is one file without scripts or links to anything else, so that it can b
 
 from __future__ import annotations
 
+import json
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from riemann_unlearn._version import __version__
 from riemann_unlearn.io import atomic_write
 from riemann_unlearn.report.tables import metric_rows
-from riemann_unlearn.unlearning import UnlearningResult
+from riemann_unlearn.unlearning.loop import HISTORY_NAME, METRICS_NAME
 
 REPORT_NAME = "report.html"
 
@@ -31,22 +32,30 @@ figure { margin: 0 0 1.5rem; } .legend span { margin-right: 1.2rem; white-space:
 _COLOURS = ("#2563a8", "#c2410c", "#15803d", "#7e22ce", "#b8860b", "#0e7490", "#be185d", "#4d5561")
 
 
-def write_report(folder: str | Path, result: UnlearningResult) -> Path:
-    """Write ``report.html`` into a run's folder, atomically.
+def write_report(folder: str | Path) -> Path:
+    """Write ``report.html`` for the finished run in ``folder``, atomically.
 
     Parameters
     ----------
     folder : str or Path
-        An existing folder.
-    result : UnlearningResult
+        A run directory with ``metrics.json`` and ``history.jsonl``.
 
     Returns
     -------
     Path
         The file that was written.
+
+    Raises
+    ------
+    ValueError
+        When ``folder`` holds no finished run.
     """
+    metrics, history = Path(folder) / METRICS_NAME, Path(folder) / HISTORY_NAME
+    if not (metrics.is_file() and history.is_file()):
+        raise ValueError(f"{folder} holds no finished run: expected {METRICS_NAME} and {HISTORY_NAME}")
+    records = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
     path = Path(folder) / REPORT_NAME
-    atomic_write(path, _page(result.metrics, result.history))
+    atomic_write(path, _page(json.loads(metrics.read_text(encoding="utf-8")), records))
     return path
 
 

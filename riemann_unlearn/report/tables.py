@@ -14,6 +14,12 @@ MEASURES = {
 
 _SPLITS = {"seen renderings": (), "held-out vendor": ("heldout",)}
 
+_AUDIT = {
+    "paraphrase": ("by keywords (recall@1)", "recall_at_1"),
+    "prototype": ("by image prototypes (accuracy)", "accuracy"),
+}
+"""The measures of :func:`riemann_unlearn.evaluation.audit`, and the measure whose chance is theirs."""
+
 
 def metrics_table(metrics: dict[str, Any]) -> str:
     """Before and after of a run, in percent, with the level of chance.
@@ -33,10 +39,10 @@ def metrics_table(metrics: dict[str, Any]) -> str:
         f"(seed {metrics['seed']}, {metrics['steps']} steps, {metrics['seconds']:.0f} s)"
     ]
     for title, rows in metric_rows(metrics).items():
-        lines.append(f"\n{title:26}{'forget':^25}{'retain':^25}\n{'%':26}" + 2 * _HEADER)
+        lines.append(f"\n{title:31}{'forget':^25}{'retain':^25}\n{'%':31}" + 2 * _HEADER)
         for name, forget, retain, chance in rows:
             cells = "".join(f"{_percent(b)}{_percent(a)}{_change(b, a)}" for b, a in (forget, retain))
-            lines.append(f"{name:26}{cells}   chance {100 * chance:.2f}")
+            lines.append(f"{name:31}{cells}   chance {100 * chance:.2f}")
     return "\n".join(lines)
 
 
@@ -60,6 +66,17 @@ def metric_rows(
             )
             for name, label in MEASURES.items()
         ]
+    before, after = metrics["audit"]["before"], metrics["audit"]["after"]
+    found["audit: asked in other ways"] = [
+        (
+            label,
+            (before[name]["forget"], after[name]["forget"]),
+            (before[name]["retain"], after[name]["retain"]),
+            metrics["chance"][chance],
+        )
+        for name, (label, chance) in _AUDIT.items()
+        if name in before
+    ]
     return found
 
 
@@ -78,10 +95,15 @@ def evaluation_table(report: dict[str, Any]) -> str:
             part = part.get(key, {})
         if not part:
             continue
-        lines.append(f"\n{title:26}{'forget':>8}{'retain':>8}")
+        lines.append(f"\n{title:31}{'forget':>8}{'retain':>8}")
         for name, label in MEASURES.items():
             cells = _percent(part["forget"][name]) + _percent(part["retain"][name])
-            lines.append(f"{label:26}{cells}")
+            lines.append(f"{label:31}{cells}")
+    lines.append(f"\n{'audit: asked in other ways':31}{'forget':>8}{'retain':>8}")
+    for name, (label, _) in _AUDIT.items():
+        if name in report["audit"]:
+            part = report["audit"][name]
+            lines.append(f"{label:31}{_percent(part['forget'])}{_percent(part['retain'])}")
     return "\n".join(lines)
 
 

@@ -88,7 +88,6 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_shards_are_built_to_the_byte_and_load(
     packages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("resvg_py")
     output = tmp_path / "emoji"
     arguments = ["--packages", str(packages), "--output", str(output)]
     assert build_emoji.main(arguments) == 0

@@ -78,7 +78,7 @@ class Oracle(DualEncoder):
             {
                 w
                 for c in self.concepts
-                for w in (c[0], c[1].replace("-", " "), c[2].replace("&", "and").lower())
+                for w in (c[0], c[1].replace("-", " "), c[2].replace("&", "and").lower(), "thing")
             }
         )
         return torch.nn.functional.one_hot(torch.tensor([known.index(w) for w in words]), len(known)).float()

@@ -87,7 +87,7 @@ def learned(world: Dataset) -> DualEncoder:
     from riemann_unlearn.training.train import training_loss
 
     model = make_model("MERU")
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(0)
     for _ in range(120):
         batch = make_batch(world.seen, torch.arange(16), (16, 16), generator)

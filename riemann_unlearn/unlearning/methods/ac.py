@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from riemann_unlearn.losses import AlignmentCalibration
+from riemann_unlearn.losses.calibration import GAMMA
 from riemann_unlearn.unlearning.methods.base import Step, check_settings, setting
 
 
@@ -29,7 +30,7 @@ class AC:
     epsilon: float = setting(1.0, 0, 1e4, "weight of all calibration terms")
     alpha: float = setting(1.0, 0, 1e4, "weight of negative alignment calibration")
     beta: float = setting(1.0, 0, 1e4, "weight of positive alignment calibration")
-    gamma: float = setting(1.0, 0, 1e4, "weight of performance preserving")
+    gamma: float = setting(GAMMA, 0, 1e4, "weight of performance preserving")
 
     def __post_init__(self) -> None:
         """Refuse settings outside their ranges."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from riemann_unlearn.losses import HyperbolicAlignmentCalibration
+from riemann_unlearn.losses.calibration import GAMMA
 from riemann_unlearn.unlearning.methods.base import Step, check_settings, setting
 
 
@@ -31,7 +32,7 @@ class HAC:
     epsilon: float = setting(1.0, 0, 1e4, "weight of all calibration terms")
     alpha: float = setting(1.0, 0, 1e4, "weight of negative alignment calibration")
     beta: float = setting(1.0, 0, 1e4, "weight of positive alignment calibration")
-    gamma: float = setting(1.0, 0, 1e4, "weight of performance preserving")
+    gamma: float = setting(GAMMA, 0, 1e4, "weight of performance preserving")
     omega: float = setting(1.0, 0, 1e4, "weight of entailment calibration")
     eta: float = setting(1.0, 0, 1e4, "weight of norm regularization")
     entailment_weight: float = setting(0.2, 0, 1e4, "weight of the retain pairs' entailment")

@@ -1,0 +1,69 @@
+"""Features of images and texts in chunks, and the rank of each image's own text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from riemann_unlearn.models import DualEncoder
+
+_CHUNK = 512
+"""Images encoded and ranked at a time; bounds the memory and has no effect on the result."""
+
+
+@torch.no_grad()
+def encode_images(model: DualEncoder, images: Tensor) -> Tensor:
+    """Features of raw ``images``, shape (N, D), in evaluation mode and in chunks."""
+    was_training = model.training
+    model.eval()
+    chunks = [model.encode_image(model.preprocess(chunk)) for chunk in torch.split(images, _CHUNK)]
+    model.train(was_training)
+    return torch.cat(chunks)
+
+
+@torch.no_grad()
+def encode_texts(model: DualEncoder, texts: Sequence[str]) -> Tensor:
+    """Features of ``texts``, shape (N, D), in evaluation mode and in chunks."""
+    was_training = model.training
+    model.eval()
+    chunks = [model.encode_text(tokens) for tokens in torch.split(model.tokenize(texts), _CHUNK)]
+    model.train(was_training)
+    return torch.cat(chunks)
+
+
+@torch.no_grad()
+def ranks(model: DualEncoder, image_features: Tensor, text_features: Tensor, own: Tensor) -> Tensor:
+    """Rank of each image's own text among all texts, 0 being the most similar.
+
+    Parameters
+    ----------
+    model : DualEncoder
+        Supplies the similarity.
+    image_features : Tensor, shape (N, D)
+    text_features : Tensor, shape (M, D)
+    own : Tensor, shape (N,)
+        Long; row of ``text_features`` that belongs to each image.
+
+    Returns
+    -------
+    Tensor, shape (N,)
+        Long; how many other texts are at least as similar as the image's own.
+
+    Raises
+    ------
+    ValueError
+        When a similarity is NaN: a broken model must not pass for one that has forgotten.
+    """
+    found = []
+    for features, target in zip(torch.split(image_features, _CHUNK), torch.split(own, _CHUNK), strict=True):
+        similarity = model.similarity(features, text_features)
+        if similarity.isnan().any():
+            raise ValueError(
+                "the model's similarities contain NaN; its weights are not usable "
+                "(a diverged run? try a smaller learning rate)"
+            )
+        mine = similarity.gather(1, target[:, None])
+        found.append((similarity >= mine).sum(1) - 1)
+    return torch.cat(found)
