@@ -15,7 +15,7 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import geoopt
@@ -91,11 +91,12 @@ def measure(optimizers: dict[str, torch.optim.Optimizer], seconds: float) -> dic
     return {name: statistics.median(each) for name, each in times.items()}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark and print what it finds; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each optimizer (default: 2)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     rows: list[dict[str, Any]] = []
     for name, make, baseline, target in PROBLEMS:
@@ -107,7 +108,7 @@ def main() -> None:
         ]
     if options.json:
         print(json.dumps(rows, indent=2))
-        return
+        return 0
     print(
         f"torch {torch.__version__}, geoopt {geoopt.__version__}, {torch.get_num_threads()} threads, ", end=""
     )
@@ -116,7 +117,8 @@ def main() -> None:
     for row in rows:
         held = f"≤ {row['target']}" if row["optimizer"] == "ours" else ""
         print(f"| {row['problem']} | {row['optimizer']} | {row['ms']:.2f} | {row['ratio']:.2f} | {held} |")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

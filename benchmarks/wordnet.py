@@ -15,6 +15,7 @@ import json
 import time
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,22 +215,23 @@ def report(taxonomy: Taxonomy, between: Tensor, forget: Tensor) -> dict[str, flo
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark and print what it finds; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--manifold", choices=("lorentz", "poincare"), default="lorentz")
     parser.add_argument("--dim", type=int, default=5)
     parser.add_argument("--root", default="mammal.n.01")
     parser.add_argument("--forget", default="canine.n.02")
-    parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=0.03)
     parser.add_argument("--unlearn-steps", type=int, default=300)
     parser.add_argument("--unlearn-lr", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--wordnet", type=Path, default=WORDNET, help=f"folder of data.noun (default: {WORDNET})"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning)
     manifold = ru.Lorentz() if options.manifold == "lorentz" else geoopt.PoincareBall()
     taxonomy = closure(options.wordnet, options.root)
@@ -274,7 +276,8 @@ def main() -> None:
         "after": report(taxonomy, distances(points), forget),
     }
     print(json.dumps(result, indent=2))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
