@@ -314,6 +314,7 @@ def _bench(options: argparse.Namespace) -> None:
     import importlib
     import pkgutil
 
+    sys.path.append(str(Path.cwd()))
     try:
         package = importlib.import_module("benchmarks")
         known = sorted(module.name for module in pkgutil.iter_modules(package.__path__))

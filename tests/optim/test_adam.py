@@ -4,6 +4,7 @@ import copy
 import io
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import geoopt
@@ -393,6 +394,32 @@ class TestWithTorch:
         run(optimizer, loss, 1)
         scheduler.step()
         assert optimizer.param_groups[0]["lr"] == 0.05
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    def test_data_parallel(self, tmp_path: Path) -> None:
+        """Gradients are views of DDP's buckets, and are left as they are."""
+        distributed = torch.distributed
+        manifold = ru.Lorentz()
+        start, target = lorentz_points(manifold, 4, 3, 0), lorentz_points(manifold, 4, 3, 1)
+
+        class Model(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.points = geoopt.ManifoldParameter(start.clone(), manifold)
+                self.scale = torch.nn.Parameter(torch.ones(()))
+
+            def forward(self) -> Tensor:
+                return (manifold.dist(self.points, target) * self.scale).square().sum()
+
+        alone, wrapped = Model(), Model()
+        distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        try:
+            parallel = torch.nn.parallel.DistributedDataParallel(wrapped, gradient_as_bucket_view=True)
+            run(RiemannianAdam(parallel.parameters(), lr=0.1), parallel, 3)
+        finally:
+            distributed.destroy_process_group()
+        run(RiemannianAdam(alone.parameters(), lr=0.1), alone, 3)
+        assert torch.equal(alone.points, wrapped.points)
 
     def test_compile_leaves_the_step_the_same(self) -> None:
         (ours, our_loss), (theirs, their_loss) = twins(lambda: lorentz_problem(ru.Lorentz()))
