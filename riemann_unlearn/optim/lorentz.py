@@ -170,10 +170,11 @@ def adam_rows(
         points, gradients, momenta, moment.average, moment.largest, correction, scale, whole=compiled
     )
     kernels = compiled_kernels() if compiled else eager_kernels(points)
-    if compiled:
-        k = torch.as_tensor(k, dtype=points.dtype, device=points.device)  # a number would be compiled in
+    rate: Scalar = beta
+    if compiled:  # numbers would be compiled in, and schedulers change them
+        k, rate = (torch.as_tensor(value, dtype=points.dtype, device=points.device) for value in (k, beta))
     for p, g, m, v, top, block_correction, block_scale in blocks:
-        square, time, delta, length = kernels.accumulate(p, g, m, signs, k, beta)
+        square, time, delta, length = kernels.accumulate(p, g, m, signs, k, rate)
         v.mul_(moment.beta).add_(square, alpha=1 - moment.beta)
         if top is not None:
             v = torch.maximum(top, v, out=top)
@@ -201,7 +202,7 @@ def move(
 
 
 def accumulate(
-    p: Tensor, g: Tensor, m: Tensor, signs: Signatures, k: Scalar, beta: float, dot: Dot | None = None
+    p: Tensor, g: Tensor, m: Tensor, signs: Signatures, k: Scalar, beta: Scalar, dot: Dot | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Make of momenta m the q of βm + (1-β)r; return |r|², p_t, and δ and |m| of the new m."""
     compiling = dot is None
@@ -211,7 +212,7 @@ def accumulate(
     square = dot(g, g, signs.lorentz).add_(a * a * k).clamp_min_(0).nan_to_num_(math.inf, math.inf)
     time = p[:, 0].contiguous()
     a = a.mul_(1 - beta)
-    delta = (m[:, 0] * beta).sub_(g[:, 0], alpha=1 - beta).div_(time).add_(a)
+    delta = (m[:, 0] * beta).sub_(g[:, 0] * (1 - beta)).div_(time).add_(a)
     m.lerp_(g, 1 - beta).addcmul_(p, (a - delta).unsqueeze(1))
     if compiling:
         m.mul_(signs.space)  # part of the pass; a write to one column would be another
