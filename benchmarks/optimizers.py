@@ -245,6 +245,7 @@ def compare(problem: Problem, contenders: Sequence[Contender], seeds: Iterable[i
         rows.append(
             {
                 "problem": problem.name,
+                "steps": problem.steps,
                 "optimizer": contender.name,
                 "lr": lr,
                 "error": statistics.median(each.error for each in runs),
@@ -284,6 +285,41 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def advice(rows: list[dict[str, Any]]) -> str:
+    """What to take for each problem: the quickest step among those within 10 % of the least error."""
+    lines = []
+    for problem in dict.fromkeys(row["problem"] for row in rows):
+        mine = [row for row in rows if row["problem"] == problem]
+        good = [row for row in mine if row["error"] <= 1.1 * min(row["error"] for row in mine)]
+        quick = min(good, key=lambda row: row["step_ms"])
+        unsafe = [row["optimizer"] for row in mine if not row["nan_runs"].startswith("0/")]
+        line = f"{problem}: {quick['optimizer']} at lr {quick['lr']:g}"
+        if len(good) > 1:
+            line += f", of {len(good)} that are as good"
+        lines.append(line + (f"; NaN at some rates: {', '.join(unsafe)}" if unsafe else ""))
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Error against steps and against seconds in the optimizer, one row of axes a problem."""
+    from matplotlib.figure import Figure
+
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    figure = Figure(figsize=(11, 3.2 * len(problems)), layout="constrained")
+    axes = figure.subplots(len(problems), 2, squeeze=False)
+    for (left, right), problem in zip(axes, problems, strict=True):
+        for row in (row for row in rows if row["problem"] == problem):
+            curves = [each["errors"] for each in row["runs"]]
+            curve = [statistics.median(errors) for errors in zip(*curves, strict=False)]
+            steps = [(index + 1) * row["steps"] / SAMPLES for index in range(len(curve))]
+            left.plot(steps, curve, label=row["optimizer"])
+            right.plot([step * row["step_ms"] / 1e3 for step in steps], curve)
+        left.set(title=problem, xlabel="steps", ylabel="error", yscale="log")
+        right.set(xlabel="seconds in the optimizer", yscale="log")
+        left.legend(fontsize="x-small")
+    figure.savefig(path)
+
+
 def _import(path: str) -> Any:
     """``module:Class``."""
     module, colon, name = path.partition(":")
@@ -305,6 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--optimizer", action="append", default=[], help="module:Class to add; repeatable")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
     parser.add_argument("--output", type=Path, help="also write all rows, with their curves, as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the curves to this file (needs matplotlib)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
@@ -315,7 +352,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows += compare(problem, [*CONTENDERS, *added], range(options.seeds))
     if options.output:
         options.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(rows, indent=1) if options.json else table(rows))
+    if options.plot:
+        plot(rows, options.plot)
+    print(json.dumps(rows, indent=1) if options.json else f"{table(rows)}\n\n{advice(rows)}")
     return 0
 
 

@@ -150,9 +150,12 @@ def test_optimizers_compares_the_users_own(capsys: pytest.CaptureFixture[str], t
     here = "tests.optim.test_benchmarks"
     arguments = ["--problems", f"{here}:Valley", "--optimizer", f"{here}:Wild", "--seeds", "2"]
     assert optimizers.main([*arguments, "--output", str(tmp_path / "rows.json")]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    table, advice = capsys.readouterr().out.split("\n\n")
+    lines = table.splitlines()
     assert len(lines) == 2 + len(optimizers.CONTENDERS) + 1
     assert "| 6/6 |" in lines[-1]
+    assert advice.startswith("valley: ")
+    assert "Wild" in advice
     rows = {row["optimizer"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
     assert rows["ours: RiemannianAdam"]["error"] < optimizers.lift(torch.full((2, 3), 0.5))[:, 1:].norm() / 2
     assert rows["ours: RiemannianAdam"]["nan_runs"] == "0/6"
