@@ -46,7 +46,7 @@ class ModelInfo:
 _MODELS = {
     info.name: info
     for info in (
-        ModelInfo("meru-emoji", "MERU", "hyperbolic; Unicode emoji; convolutional, 64 px"),
+        ModelInfo("meru-emoji", "MERU", "hyperbolic; Unicode emoji; convolutional, 56 px"),
         ModelInfo("clip-emoji", "CLIP", "Euclidean twin of meru-emoji: same towers, data and steps"),
     )
 }

@@ -18,11 +18,11 @@ from riemann_unlearn.unlearning.loop import HISTORY_NAME, METRICS_NAME
 REPORT_NAME = "report.html"
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
        color: #1c2430; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; width: 100%; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #d8dee6; }
+th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #d8dee6; }
 th:first-child, td:first-child { text-align: left; }
 svg.bar { display: block; width: 7rem; height: .9rem; margin-left: auto; }
 .before { fill: #b8c2cf; } .after { fill: #2563a8; } .chance { stroke: #c2410c; stroke-width: 1.5; }

@@ -79,27 +79,21 @@ def _draw(
 
     concepts = shown.taxonomy.concepts
     chosen = shown.taxonomy.select(metrics["forget"]).concepts[shown.concept]
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    halves: Any = figure.subfigures(1, 2, width_ratios=[2, 1])
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    halves: Any = figure.subfigures(1, 2, width_ratios=[3, 2])
     left, right = halves
     grid = left.subplots(2, SHOWN, squeeze=False)
     for panel in grid.flat:
-        panel.axis("off")
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_visible(False)
     position = {True: 0, False: 0}
     for i, forgotten in enumerate(chosen.tolist()):
         panel = grid[0 if forgotten else 1][position[forgotten]]
         position[forgotten] += 1
         panel.imshow(shown.images[i].permute(1, 2, 0).numpy())
-        name = concepts[int(shown.concept[i])].name
-        panel.set_title(_short(name), fontsize=10, fontweight="bold")
-        panel.text(
-            0.5, -0.06, f"before: {_short(before[i])}", transform=panel.transAxes, ha="center", va="top",
-            fontsize=9, color="#586474",
-        )  # fmt: skip
-        panel.text(
-            0.5, -0.24, f"after: {_short(after[i])}", transform=panel.transAxes, ha="center", va="top",
-            fontsize=9, color=_ORANGE if forgotten else _BLUE,
-        )  # fmt: skip
+        panel.set_title(_short(concepts[int(shown.concept[i])].name), fontsize=10, fontweight="bold")
+        caption = f"before: {_short(before[i])}\nafter: {_short(after[i])}"
+        panel.set_xlabel(caption, fontsize=9, color=_ORANGE if forgotten else _BLUE)
     kind = "held-out renderings" if heldout else "images"
     left.suptitle(f"Forgotten: {', '.join(metrics['forget'])} (top)   ·   retained (bottom)", fontsize=11)
     _bars(right.subplots(), metrics, heldout)

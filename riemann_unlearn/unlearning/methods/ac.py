@@ -25,9 +25,9 @@ class AC:
     paper: ClassVar[str] = "arXiv 2406.03603"
     geometries: ClassVar[tuple[str, ...]] = ("euclidean", "hyperbolic")
 
-    learning_rate: float = setting(1e-4, 1e-8, 1.0, "of Riemannian Adam")
+    learning_rate: float = setting(5e-5, 1e-8, 1.0, "of Riemannian Adam")
     steps: int = setting(100, 1, 1_000_000, "optimizer steps")
-    epsilon: float = setting(1.0, 0, 1e4, "weight of all calibration terms")
+    epsilon: float = setting(0.3, 0, 1e4, "weight of all calibration terms")
     alpha: float = setting(1.0, 0, 1e4, "weight of negative alignment calibration")
     beta: float = setting(1.0, 0, 1e4, "weight of positive alignment calibration")
     gamma: float = setting(GAMMA, 0, 1e4, "weight of performance preserving")

@@ -27,7 +27,7 @@ class HAC:
     paper: ClassVar[str] = "arXiv 2503.15166"
     geometries: ClassVar[tuple[str, ...]] = ("hyperbolic",)
 
-    learning_rate: float = setting(1e-4, 1e-8, 1.0, "of Riemannian Adam")
+    learning_rate: float = setting(5e-5, 1e-8, 1.0, "of Riemannian Adam")
     steps: int = setting(100, 1, 1_000_000, "optimizer steps")
     epsilon: float = setting(1.0, 0, 1e4, "weight of all calibration terms")
     alpha: float = setting(1.0, 0, 1e4, "weight of negative alignment calibration")
