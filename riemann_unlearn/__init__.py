@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any
 from riemann_unlearn._version import __version__
 
 if TYPE_CHECKING:
-    from riemann_unlearn import data, diagnostics, evaluation, geometry, losses, models, ops, training, unlearning
+    from riemann_unlearn import (
+        data,
+        diagnostics,
+        evaluation,
+        geometry,
+        losses,
+        models,
+        ops,
+        optim,
+        report,
+        testing,
+        training,
+        unlearning,
+    )
     from riemann_unlearn.evaluation import evaluate
     from riemann_unlearn.geometry import Lorentz
     from riemann_unlearn.models import list_models, load
@@ -32,6 +45,9 @@ __all__ = [
     "losses",
     "models",
     "ops",
+    "optim",
+    "report",
+    "testing",
     "training",
     "unlearn",
     "unlearning",

@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_stability(commands)
     _add_report(commands)
     _add_list(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -204,6 +205,20 @@ def _add_list(commands: Any) -> None:
     listing.add_argument("what", choices=("models", "methods", "concepts"))
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(command=_list)
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure: optimizers, their speed, WordNet and more",
+        description=(
+            "Run one of the benchmarks of the source tree, as 'python -m benchmarks.NAME' does. "
+            "'riemann-unlearn bench NAME --help' tells its options."
+        ),
+    )
+    bench.add_argument("name", metavar="NAME", help="such as optimizers, optimizer_step or wordnet")
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the benchmark")
+    bench.set_defaults(command=_bench)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -356,6 +371,21 @@ def _list(options: argparse.Namespace) -> None:
     else:
         for row in rows:
             print("  ".join(str(value) for value in row.values()))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    import importlib
+    import pkgutil
+
+    sys.path.append(str(Path.cwd()))
+    try:
+        package = importlib.import_module("benchmarks")
+        known = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    except ModuleNotFoundError:
+        raise ValueError("the benchmarks are part of the source tree: run this in its folder") from None
+    if options.name not in known:
+        raise ValueError(f"there is no benchmark {options.name!r}; there are {', '.join(known)}")
+    importlib.import_module(f"benchmarks.{options.name}").main(options.arguments)
 
 
 def _setting(text: str) -> tuple[str, float]:

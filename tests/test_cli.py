@@ -192,6 +192,19 @@ def test_lists_are_tables_and_json(what: str, capsys: pytest.CaptureFixture[str]
     assert known in {row["name"] for row in json.loads(capsys.readouterr().out)}
 
 
+def test_bench_runs_a_benchmark_of_the_source_tree(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["bench", "optimizer_step", "--help"])
+    assert "ViT-B-32" in capsys.readouterr().out
+    assert main(["bench", "nothing"]) == 2
+    assert "there are" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "benchmarks", None)
+    assert main(["bench", "optimizer_step"]) == 2
+    assert "source tree" in capsys.readouterr().err
+
+
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], ["run", "--help"], ["train", "--help"], ["evaluate", "--help"]):
         with pytest.raises(SystemExit, match="0"):

@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import geoopt
 import torch
 import yaml
 from torch import Tensor
@@ -35,6 +34,7 @@ from riemann_unlearn.io import atomic_write
 from riemann_unlearn.models import DualEncoder, save_model
 from riemann_unlearn.models import load as load_model
 from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
+from riemann_unlearn.optim import RiemannianAdam
 from riemann_unlearn.unlearning.methods import DEFAULT_METHOD, Method, Step, create_method
 
 CONFIG_NAME = "config.yaml"
@@ -207,7 +207,7 @@ class _Run:
         self.forget_images, self.retain_images = forget.nonzero()[:, 0], (~forget).nonzero()[:, 0]
         # τ, c and the feature scales define the space; fixed, they keep distances comparable.
         trainable = [p for p in model.parameters() if p.ndim > 0]
-        self.optimizer = geoopt.optim.RiemannianAdam(trainable, lr=method.learning_rate)
+        self.optimizer = RiemannianAdam(trainable, lr=method.learning_rate)
         self.trainable = trainable
         self.generator = torch.Generator().manual_seed(config.seed)
         self.history: list[dict[str, Any]] = []
@@ -335,10 +335,6 @@ class _Run:
         saved = torch.load(path, weights_only=True)
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        # torch's load_state_dict makes the step count a float32 tensor, in which geoopt's bias correction
-        # would round differently from the uninterrupted run's.
-        for state in self.optimizer.state.values():
-            state["step"] = int(state["step"])
         self.generator.set_state(saved["generator"])
         self.history, self.seconds = saved["history"], saved["seconds"]
         self.before = saved["before"]

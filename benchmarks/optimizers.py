@@ -1,0 +1,362 @@
+"""Optimizers on hyperbolic problems: each at its best learning rate, over seeds.
+
+    python -m benchmarks.optimizers [--problems frechet far wordnet] [--optimizer module:Class] [--json]
+
+Every optimizer runs on every problem at every learning rate of a sweep with the first seed; at its best one
+it then runs with all seeds. The table shows the error reached (lower is better), the steps to come within
+10 % of the best error of any optimizer, the time and the state of a step, how far points are off the
+manifold, and how many runs of the sweep ended in NaN.
+
+A problem of your own is a class as :class:`Problem` describes it, given as ``--problems module:Class``. An
+optimizer of your own is called as ``Class(parameters, lr=lr)`` with geoopt's ManifoldParameters on
+``ru.Lorentz``; ``--optimizer module:Class`` adds it.
+"""
+
+# ruff: noqa: D102  (the protocol documents the methods of the problems)
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import geoopt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import riemann_unlearn as ru
+from benchmarks import wordnet
+
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+SAMPLES = 25
+"""How often the error is measured in a run."""
+
+
+class Problem(Protocol):
+    """What a problem of the benchmark has."""
+
+    name: str
+    steps: int
+
+    def start(self, seed: int) -> Tensor:
+        """Points to start from, (N, D+1), on the unit hyperboloid."""
+
+    def objective(self, seed: int) -> Callable[[geoopt.Manifold, Tensor], Tensor]:
+        """The loss of a step, given manifold and points; may draw a new batch each time."""
+
+    def error(self, manifold: geoopt.Manifold, points: Tensor, seed: int) -> float:
+        """How far from solved, 0 at best."""
+
+
+class Frechet:
+    """The means of 16 clouds of 32 points in 8 dimensions; the answer is known to rounding."""
+
+    name, steps = "Fréchet means", 200
+
+    def __init__(self) -> None:
+        self.answers: dict[int, Tensor] = {}
+
+    def cloud(self, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        v = torch.randn(16, 32, 8, generator=generator) + torch.randn(16, 1, 8, generator=generator)
+        return lift(v)
+
+    def start(self, seed: int) -> Tensor:
+        return lift(torch.zeros(16, 8))
+
+    def objective(self, seed: int) -> Callable[[geoopt.Manifold, Tensor], Tensor]:
+        cloud = self.cloud(seed)
+        return lambda manifold, points: manifold.dist(points[:, None], cloud).square().mean(1).sum()
+
+    def error(self, manifold: geoopt.Manifold, points: Tensor, seed: int) -> float:
+        if seed not in self.answers:
+            self.answers[seed] = self.solve(seed)
+        return float(ru.Lorentz().dist(points.double(), self.answers[seed]).mean())
+
+    def solve(self, seed: int) -> Tensor:
+        """The means, by the fixed-point iteration of Karcher in float64."""
+        manifold, cloud = ru.Lorentz(torch.tensor(1.0).double()), self.cloud(seed).double()
+        means = self.start(seed).double()
+        for _ in range(300):
+            logs = manifold.logmap(means[:, None].expand_as(cloud), cloud)
+            # Half the squared distance bends by at most d coth d, below 8 for these clouds.
+            means = manifold.expmap(means, logs.mean(1) / 8)
+        return means
+
+
+class Far:
+    """64 points from radius 8 to targets near the origin, in float32: where geoopt's own step is NaN."""
+
+    name, steps = "from radius 8", 400
+
+    def start(self, seed: int) -> Tensor:
+        v = torch.randn(64, 16, generator=torch.Generator().manual_seed(seed))
+        return lift(8 * torch.nn.functional.normalize(v, dim=-1))
+
+    def targets(self, seed: int) -> Tensor:
+        return lift(torch.randn(64, 16, generator=torch.Generator().manual_seed(seed + 100)) / 4)
+
+    def objective(self, seed: int) -> Callable[[geoopt.Manifold, Tensor], Tensor]:
+        targets = self.targets(seed)
+        return lambda manifold, points: manifold.dist(points, targets).sum()
+
+    def error(self, manifold: geoopt.Manifold, points: Tensor, seed: int) -> float:
+        return float(ru.Lorentz().dist(points, self.targets(seed)).mean())
+
+
+class Mammals:
+    """WordNet's mammals in 5 dimensions with the ranking loss; the error is 1 - MAP."""
+
+    name, steps = "WordNet mammals", 1000
+
+    def __init__(self) -> None:
+        self.taxonomy = wordnet.closure(wordnet.WORDNET, "mammal.n.01")
+
+    def start(self, seed: int) -> Tensor:
+        count = len(self.taxonomy.names)
+        return lift(torch.randn(count, 5, generator=torch.Generator().manual_seed(seed)) * 1e-2)
+
+    def objective(self, seed: int) -> Callable[[geoopt.Manifold, Tensor], Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        negatives = wordnet.Negatives(self.taxonomy, generator)
+        pairs = self.taxonomy.pairs
+
+        def loss(manifold: geoopt.Manifold, points: Tensor) -> Tensor:
+            part = pairs[torch.randint(len(pairs), (256,), generator=generator)]
+            return wordnet.ranking_loss(manifold, points, part, negatives.draw(part[:, 0]))
+
+        return loss
+
+    def error(self, manifold: geoopt.Manifold, points: Tensor, seed: int) -> float:
+        between = wordnet.distances(geoopt.ManifoldTensor(points, manifold=ru.Lorentz()))
+        return 1 - wordnet.quality(between, self.taxonomy.pairs, self.taxonomy.pairs)[1]
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {"frechet": Frechet, "far": Far, "wordnet": Mammals}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer, and what it optimizes."""
+
+    name: str
+    make: Callable[..., torch.optim.Optimizer]
+    manifold: Callable[[], geoopt.Manifold]
+    tangent: bool = False
+    """The parameters are tangent vectors at the origin, which the loss lifts to points."""
+
+
+CONTENDERS = (
+    Contender("ours: RiemannianAdam", ru.optim.RiemannianAdam, ru.Lorentz),
+    Contender("ours: RiemannianSGD", lambda p, lr: ru.optim.RiemannianSGD(p, lr, momentum=0.9), ru.Lorentz),
+    Contender("geoopt RiemannianAdam, geoopt Lorentz", geoopt.optim.RiemannianAdam, geoopt.Lorentz),
+    Contender("geoopt RiemannianAdam, our Lorentz", geoopt.optim.RiemannianAdam, ru.Lorentz),
+    Contender("torch Adam, tangent vectors", torch.optim.Adam, ru.Lorentz, tangent=True),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run came to."""
+
+    errors: list[float]
+    """At SAMPLES times."""
+    step_ms: float
+    drift: float
+    """Largest |<p,p> + 1| relative to p_t², in float32 roundings."""
+    state_floats: float
+    """Numbers of optimizer state for each coordinate of a parameter."""
+
+    @property
+    def error(self) -> float:
+        """The last error; infinite for a run that ended in NaN."""
+        return self.errors[-1]
+
+
+def lift(v: Tensor) -> Tensor:
+    """Points of the unit hyperboloid from tangent vectors at the origin."""
+    return ru.geometry.to_ambient(ru.geometry.expmap0(v, 1.0), 1.0)
+
+
+def run(problem: Problem, contender: Contender, lr: float, seed: int) -> Run:
+    """One run."""
+    manifold, start = contender.manifold(), problem.start(seed)
+    loss = problem.objective(seed)
+    parameter: torch.nn.Parameter
+    if contender.tangent:
+        parameter = torch.nn.Parameter(ru.geometry.logmap0(start[:, 1:], 1.0))
+    else:
+        parameter = geoopt.ManifoldParameter(ru.Lorentz().origin(*start.shape))
+        parameter.manifold = manifold  # geoopt's own check refuses its own points from a radius of about 4
+        parameter.data = start.clone()
+
+    def points() -> Tensor:
+        return lift(parameter) if contender.tangent else parameter
+
+    optimizer = contender.make([parameter], lr=lr)
+    errors: list[float] = []
+    seconds = 0.0
+    for step in range(problem.steps):
+        optimizer.zero_grad()
+        loss(manifold, points()).backward()
+        began = time.perf_counter()
+        optimizer.step()
+        seconds += time.perf_counter() - began
+        if (step + 1) * SAMPLES % problem.steps < SAMPLES:
+            found = points().detach()
+            finite = bool(torch.isfinite(found).all())
+            errors.append(problem.error(manifold, found, seed) if finite else math.inf)
+            if not finite:
+                break
+    wide = points().detach().double()
+    drift = (wide[:, 1:].square().sum(-1) + 1 - wide[:, 0].square()).abs() / wide[:, 0].square()
+    state = sum(v.numel() for v in optimizer.state[parameter].values() if isinstance(v, Tensor))
+    return Run(
+        errors,
+        1e3 * seconds / (step + 1),
+        float(drift.max()) / (torch.finfo(torch.float32).eps / 2),
+        state / parameter.numel(),
+    )
+
+
+def compare(problem: Problem, contenders: Sequence[Contender], seeds: Iterable[int]) -> list[dict[str, Any]]:
+    """A row for each optimizer."""
+    seeds = list(seeds)
+    best: list[tuple[Contender, float, list[Run], int]] = []
+    for contender in tqdm(contenders, desc=problem.name, disable=None):
+        sweep = {lr: run(problem, contender, lr, seeds[0]) for lr in RATES}
+        lr = min(sweep, key=lambda rate: sweep[rate].error)
+        runs = [sweep[lr], *(run(problem, contender, lr, seed) for seed in seeds[1:])]
+        best.append((contender, lr, runs, sum(math.isinf(each.error) for each in sweep.values())))
+    goal = 1.1 * min(statistics.median(each.error for each in runs) for _, _, runs, _ in best)
+    rows = []
+    for contender, lr, runs, failed in best:
+        curve = [statistics.median(errors) for errors in zip(*(each.errors for each in runs), strict=False)]
+        reached = [index for index, error in enumerate(curve) if error <= goal]
+        rows.append(
+            {
+                "problem": problem.name,
+                "steps": problem.steps,
+                "optimizer": contender.name,
+                "lr": lr,
+                "error": statistics.median(each.error for each in runs),
+                "error_range": [min(e.error for e in runs), max(e.error for e in runs)],
+                "steps_to_goal": (reached[0] + 1) * problem.steps // SAMPLES if reached else None,
+                "step_ms": statistics.median(each.step_ms for each in runs),
+                "drift": None if contender.tangent else max(each.drift for each in runs),
+                "state_per_coordinate": runs[0].state_floats,
+                "nan_runs": f"{failed}/{len(RATES)}",
+                "runs": [asdict(each) for each in runs],
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| problem | optimizer | best lr | error (range over seeds) | steps to the best + 10 % | ms a step "
+        "| drift, roundings | state a coordinate | NaN in the sweep |",
+        "| --- " * 9 + "|",
+    ]
+    for row in rows:
+        low, high = row["error_range"]
+        cells = [
+            row["problem"],
+            row["optimizer"],
+            f"{row['lr']:g}",
+            f"{row['error']:.2g} ({low:.2g} to {high:.2g})",
+            row["steps_to_goal"] or "–",
+            f"{row['step_ms']:.2f}",
+            "–" if row["drift"] is None or math.isnan(row["drift"]) else f"{row['drift']:.3g}",
+            f"{row['state_per_coordinate']:.2f}",
+            row["nan_runs"],
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def advice(rows: list[dict[str, Any]]) -> str:
+    """What to take for each problem: the quickest step among those within 10 % of the least error."""
+    lines = []
+    for problem in dict.fromkeys(row["problem"] for row in rows):
+        mine = [row for row in rows if row["problem"] == problem]
+        good = [row for row in mine if row["error"] <= 1.1 * min(row["error"] for row in mine)]
+        quick = min(good, key=lambda row: row["step_ms"])
+        unsafe = [row["optimizer"] for row in mine if not row["nan_runs"].startswith("0/")]
+        line = f"{problem}: {quick['optimizer']} at lr {quick['lr']:g}"
+        if len(good) > 1:
+            line += f", of {len(good)} that are as good"
+        lines.append(line + (f"; NaN at some rates: {', '.join(unsafe)}" if unsafe else ""))
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Error against steps and against seconds in the optimizer, one row of axes a problem."""
+    from matplotlib.figure import Figure
+
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    figure = Figure(figsize=(11, 3.2 * len(problems)), layout="constrained")
+    axes = figure.subplots(len(problems), 2, squeeze=False)
+    for (left, right), problem in zip(axes, problems, strict=True):
+        for row in (row for row in rows if row["problem"] == problem):
+            curves = [each["errors"] for each in row["runs"]]
+            curve = [statistics.median(errors) for errors in zip(*curves, strict=False)]
+            steps = [(index + 1) * row["steps"] / SAMPLES for index in range(len(curve))]
+            left.plot(steps, curve, label=row["optimizer"])
+            right.plot([step * row["step_ms"] / 1e3 for step in steps], curve)
+        left.set(title=problem, xlabel="steps", ylabel="error", yscale="log")
+        right.set(xlabel="seconds in the optimizer", yscale="log")
+        left.legend(fontsize="x-small")
+    figure.savefig(path)
+
+
+def _import(path: str) -> Any:
+    """``module:Class``."""
+    module, colon, name = path.partition(":")
+    if not colon:
+        raise ValueError(f"expected module:Class, got {path!r}")
+    return getattr(importlib.import_module(module), name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark and print its table; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.optimizers",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument(
+        "--problems", nargs="+", default=list(PROBLEMS), help=f"of {', '.join(PROBLEMS)}, or module:Class"
+    )
+    parser.add_argument("--optimizer", action="append", default=[], help="module:Class to add; repeatable")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    parser.add_argument("--output", type=Path, help="also write all rows, with their curves, as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the curves to this file (needs matplotlib)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")
+    added = [Contender(path, _import(path), ru.Lorentz) for path in options.optimizer]
+    rows: list[dict[str, Any]] = []
+    for name in options.problems:
+        problem = (PROBLEMS[name] if name in PROBLEMS else _import(name))()
+        rows += compare(problem, [*CONTENDERS, *added], range(options.seeds))
+    if options.output:
+        options.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if options.plot:
+        plot(rows, options.plot)
+    print(json.dumps(rows, indent=1) if options.json else f"{table(rows)}\n\n{advice(rows)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

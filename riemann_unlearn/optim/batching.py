@@ -1,0 +1,104 @@
+"""Which parameters are stepped together, and as what.
+
+Parameters on no manifold, or on a flat one that treats each coordinate alone, are Euclidean: torch's own
+kernels step them. Points on a Lorentz manifold become rows of one matrix for the closed-form step of
+:mod:`riemann_unlearn.optim.lorentz`; parameters on any other manifold go through the manifold's own maps,
+batched where they share it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import chain
+
+import geoopt
+import torch
+from torch import Tensor
+
+
+def manifold_of(parameter: Tensor) -> geoopt.Manifold | None:
+    """The manifold of a parameter; None when torch's kernels are to step it."""
+    manifold = getattr(parameter, "manifold", None)
+    if manifold is None or (isinstance(manifold, geoopt.Euclidean) and manifold.ndim == 0):
+        return None
+    return manifold
+
+
+def is_lorentz(parameter: Tensor) -> bool:
+    """Whether the closed-form step takes the parameter."""
+    manifold = manifold_of(parameter)
+    return (
+        isinstance(manifold, geoopt.Lorentz)
+        and manifold.k.numel() == 1
+        and parameter.dtype in (torch.float32, torch.float64)
+    )
+
+
+def batches(
+    parameters: Iterable[Tensor], distinguish: Callable[[Tensor], Hashable], together: bool
+) -> list[list[Tensor]]:
+    """Split manifold parameters into lists that can be stepped as one.
+
+    Parameters
+    ----------
+    parameters : iterable of Tensor
+    distinguish : callable
+        What else two parameters of a batch must agree in, such as the number of their steps.
+    together : bool
+        False makes every parameter a batch of its own.
+    """
+    found: dict[Hashable, list[Tensor]] = {}
+    spaces: dict[int, tuple[Hashable, int]] = {}
+    for parameter in parameters:
+        manifold: geoopt.Manifold = manifold_of(parameter)
+        if id(manifold) not in spaces:
+            spaces[id(manifold)] = _space_key(manifold), manifold.ndim
+        space, ndim = spaces[id(manifold)]
+        key: Hashable = id(parameter)
+        if together and space is not None:
+            shape = parameter.shape
+            key = space, shape[len(shape) - ndim :], parameter.dtype, parameter.device, distinguish(parameter)
+        found.setdefault(key, []).append(parameter)
+    return list(found.values())
+
+
+def stacked(tensors: Sequence[Tensor], point_ndim: int) -> Tensor:
+    """The tensors' points one after another, shape (N, ...); of one tensor, its own memory."""
+    rows = [
+        tensor
+        if tensor.ndim == point_ndim + 1
+        else tensor.reshape(-1, *tensor.shape[tensor.ndim - point_ndim :])
+        for tensor in tensors
+    ]
+    return rows[0].contiguous() if len(rows) == 1 else torch.cat(rows)
+
+
+def views(stack: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The parts of a stack, in the shapes of the tensors it was made of."""
+    point_ndim = stack.ndim - 1
+    counts = [math.prod(tensor.shape[: tensor.ndim - point_ndim]) for tensor in tensors]
+    parts = torch.split(stack, counts)
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def scatter(stack: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Write a stack back into the tensors it was made of."""
+    torch._foreach_copy_(list(tensors), views(stack, tensors))
+
+
+def _space_key(manifold: geoopt.Manifold) -> Hashable | None:
+    """Equal for manifolds that are the same space; None where points cannot be stacked.
+
+    A curvature off the CPU is not looked at: that would wait for the device.
+    """
+    if not is_uniform(manifold):
+        return None
+    if isinstance(manifold, geoopt.Lorentz) and manifold.k.device.type == "cpu":
+        return manifold.k.item(), manifold.k.requires_grad and id(manifold)
+    return id(manifold)
+
+
+def is_uniform(manifold: geoopt.Manifold) -> bool:
+    """Whether the manifold treats all points of a batch alike: it has no tensor with an axis for them."""
+    return all(tensor.numel() == 1 for tensor in chain(manifold.parameters(), manifold.buffers()))

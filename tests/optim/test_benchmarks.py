@@ -1,0 +1,175 @@
+"""The benchmarks' own arithmetic, and the documentation's example, on a taxonomy of nine nouns."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import geoopt
+import pytest
+import torch
+from torch import Tensor
+
+import riemann_unlearn as ru
+from benchmarks import optimizer_step, optimizers, wordnet
+
+PARENTS = {
+    "thing": [],
+    "animal": ["thing"],
+    "dog": ["animal"],
+    "poodle": ["dog"],
+    "corgi": ["dog"],
+    "cat": ["animal"],
+    "stone": ["thing"],
+    "pet": ["thing"],
+    "lassie": ["poodle", "pet"],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The taxonomy in WordNet's format, with a second sense of dog, a licence and other pointers."""
+    offsets = {name: 100 + index for index, name in enumerate(PARENTS)}
+    lines = ["  1 This is the licence."]
+    for name, parents in PARENTS.items():
+        symbol = "@i" if name == "lassie" else "@"
+        pointers = [f"{symbol} {offsets[p]:08d} n 0000" for p in parents] + ["~ 00000100 n 0000"]
+        lines.append(
+            f"{offsets[name]:08d} 03 n 01 {name.title()} 0 {len(pointers):03d} {' '.join(pointers)} | gloss"
+        )
+    lines.append("00000999 03 n 02 dog 1 hound 0 001 @ 00000100 n 0000 | a bad person")
+    (tmp_path / "data.noun").write_text("\n".join(lines) + "\n")
+    index = ["  1 This is the licence."]
+    index += [f"{n} n 1 1 @ 1 0 {o:08d}" for n, o in offsets.items() if n != "dog"]
+    index.append(f"dog n 2 1 @ 2 0 {offsets['dog']:08d} 00000999")
+    (tmp_path / "index.noun").write_text("\n".join(index) + "\n")
+    return tmp_path
+
+
+def test_the_closure_has_every_ancestor(folder: Path) -> None:
+    taxonomy = wordnet.closure(folder, "thing.n.01")
+    pairs = {(taxonomy.names[a], taxonomy.names[b]) for a, b in taxonomy.pairs.tolist()}
+    assert ("lassie.n.01", "animal.n.01") in pairs
+    assert ("lassie.n.01", "pet.n.01") in pairs
+    assert ("dog.n.02", "thing.n.01") in pairs
+    assert len(pairs) == len(taxonomy.pairs) == 1 + 2 + 3 + 3 + 2 + 1 + 1 + 5 + 1
+    inside = taxonomy.below("dog.n.01")
+    assert {n for n, i in zip(taxonomy.names, inside, strict=True) if i} == {
+        "dog.n.01",
+        "poodle.n.01",
+        "corgi.n.01",
+        "lassie.n.01",
+    }
+    assert len(wordnet.closure(folder, "animal.n.01").names) == 6
+
+
+def test_quality_is_rank_and_average_precision() -> None:
+    # From node 0: its ancestors 1 and 2 are first and fourth, 3 and 4 between; from node 3, 0 is last.
+    distances = torch.tensor(
+        [[0.0, 1, 4, 2, 3], [1, 0, 9, 9, 9], [4, 9, 0, 9, 9], [5, 1, 2, 0, 3], [3, 9, 9, 9, 0]]
+    )
+    pairs = torch.tensor([[0, 1], [0, 2], [3, 0]])
+    mean_rank, precision = wordnet.quality(distances, pairs, pairs)
+    assert mean_rank == pytest.approx((1 + 3 + 4) / 3)
+    assert precision == pytest.approx(((1 + 2 / 4) / 2 + 1 / 4) / 2)
+    # Of some pairs, the others are still no wrong answers.
+    assert wordnet.quality(distances, pairs[1:2], pairs)[0] == pytest.approx(3)
+
+
+def test_negatives_are_no_ancestors(folder: Path) -> None:
+    taxonomy = wordnet.closure(folder, "thing.n.01")
+    negatives = wordnet.Negatives(taxonomy, torch.Generator().manual_seed(0))
+    stones = torch.full((4,), taxonomy.names.index("stone.n.01"))
+    drawn = negatives.draw(stones)
+    assert drawn.shape == (4, wordnet.NEGATIVES)
+    assert not (drawn == taxonomy.names.index("thing.n.01")).any()
+    assert not (drawn == stones[0]).any()
+
+
+@pytest.mark.parametrize("manifold", ["lorentz", "poincare"])
+def test_wordnet_end_to_end(folder: Path, manifold: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--wordnet", str(folder), "--root", "thing.n.01", "--forget", "dog.n.01", "--dim", "3"]
+    arguments += [
+        "--manifold",
+        manifold,
+        "--epochs",
+        "150",
+        "--lr",
+        "0.1",
+        "--unlearn-steps",
+        "120",
+        "--unlearn-lr",
+        "0.2",
+    ]
+    assert wordnet.main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["before"]["map"] > 0.9
+    assert found["after"]["forget_mean_rank"] > found["before"]["forget_mean_rank"]
+    assert found["after"]["rest_map"] > 0.85
+
+
+def test_the_documents_example_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "wordnet.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.setattr(wordnet, "WORDNET", folder)
+    for old, new in (("mammal.n.01", "thing.n.01"), ("canine.n.02", "dog.n.01"), ("300", "3"), ("100", "3")):
+        assert old in code
+        code = code.replace(old, new)
+    names: dict[str, object] = {}
+    exec(code, names)
+    points = names["points"]
+    assert isinstance(points, geoopt.ManifoldParameter)
+    assert torch.isfinite(points).all()
+
+
+class Valley:
+    """A problem as a user would write one."""
+
+    name, steps = "valley", 25
+
+    def start(self, seed: int) -> Tensor:
+        return optimizers.lift(torch.full((2, 3), 0.5))
+
+    def objective(self, seed: int) -> object:
+        return lambda manifold, points: manifold.dist(points, manifold.origin(2, 4)).square().sum()
+
+    def error(self, manifold: geoopt.Manifold, points: Tensor, seed: int) -> float:
+        return float(points[:, 1:].norm())
+
+
+class Wild(torch.optim.SGD):
+    """An optimizer whose parameters are NaN after a step."""
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            p.data.fill_(float("nan"))
+
+
+def test_optimizers_compares_the_users_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    here = "tests.optim.test_benchmarks"
+    arguments = ["--problems", f"{here}:Valley", "--optimizer", f"{here}:Wild", "--seeds", "2"]
+    assert optimizers.main([*arguments, "--output", str(tmp_path / "rows.json")]) == 0
+    table, advice = capsys.readouterr().out.split("\n\n")
+    lines = table.splitlines()
+    assert len(lines) == 2 + len(optimizers.CONTENDERS) + 1
+    assert "| 6/6 |" in lines[-1]
+    assert advice.startswith("valley: ")
+    assert "Wild" in advice
+    rows = {row["optimizer"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert rows["ours: RiemannianAdam"]["error"] < optimizers.lift(torch.full((2, 3), 0.5))[:, 1:].norm() / 2
+    assert rows["ours: RiemannianAdam"]["nan_runs"] == "0/6"
+    with pytest.raises(ValueError, match="module:Class"):
+        optimizers.main(["--problems", "nothing"])
+
+
+def test_frechet_knows_its_answer() -> None:
+    problem = optimizers.Frechet()
+    assert problem.error(ru.Lorentz(), problem.solve(0).float(), 0) < 1e-5
+
+
+def test_step_times_are_medians_of_the_contenders() -> None:
+    points = optimizer_step.lorentz(3, 4, 5)
+    found = optimizer_step.measure(optimizer_step.contenders(points, "foreach", True), 0.01)
+    assert list(found) == ["torch Adam, foreach", "ours", "geoopt"]
+    assert all(t > 0 for t in found.values())

@@ -1,0 +1,154 @@
+"""What must hold of a step whatever the problem: descent, symmetry, tiles, devices' kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import geoopt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import riemann_unlearn as ru
+from riemann_unlearn.optim import RiemannianAdam, RiemannianAdamW, RiemannianSGD, lorentz
+from tests.optim.problems import attraction, lorentz_points, run
+
+DOUBLE = {"dtype": torch.float64}
+
+
+def isometry(dim: int, seed: int, boost: float) -> Tensor:
+    """A rotation of space followed by a boost, as a matrix on ambient vectors (rows times its transpose)."""
+    generator = torch.Generator().manual_seed(seed)
+    rotation = torch.eye(dim + 1, **DOUBLE)
+    rotation[1:, 1:] = torch.linalg.qr(torch.randn(dim, dim, generator=generator, **DOUBLE)).Q
+    turn = torch.eye(dim + 1, **DOUBLE)
+    turn[0, 0] = turn[1, 1] = math.cosh(boost)
+    turn[0, 1] = turn[1, 0] = math.sinh(boost)
+    return turn @ rotation
+
+
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(
+    seed=st.integers(0, 2**20),
+    boost=st.floats(-1.5, 1.5),
+    k=st.floats(0.2, 5.0),
+    kind=st.sampled_from(
+        [
+            (RiemannianAdam, {"lr": 0.05}),
+            (RiemannianAdam, {"lr": 0.05, "amsgrad": True, "max_step": 0.02}),
+            (RiemannianSGD, {"lr": 0.01, "momentum": 0.9}),
+            (RiemannianSGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
+        ]
+    ),
+)
+def test_a_moved_problem_gives_the_moved_trajectory(seed: int, boost: float, k: float, kind: Any) -> None:
+    manifold = ru.Lorentz(k=torch.tensor(k, **DOUBLE))
+    move = isometry(3, seed, boost)
+    start, target = lorentz_points(manifold, 3, 3, seed), lorentz_points(manifold, 3, 3, seed + 1)
+    optimizer, options = kind
+    (plain, plain_loss) = attraction(manifold, [start], [target])
+    (moved, moved_loss) = attraction(manifold, [start @ move.T], [target @ move.T])
+    run(optimizer(plain, **options), plain_loss, 8)
+    run(optimizer(moved, **options), moved_loss, 8)
+    # Points are rounded at the size of their coordinates, which a boost of 1.5 raises 5-fold, and
+    # momenta by as much again; a few of 2^-53 in each of eight steps.
+    size = moved[0].detach().abs().max().item() ** 2
+    torch.testing.assert_close(moved[0].data, plain[0].data @ move.T, rtol=0, atol=1e-11 * size)
+
+
+@settings(deadline=None, max_examples=3, derandomize=True)
+@given(seed=st.integers(0, 2**20), k=st.floats(0.2, 5.0))
+def test_descent_finds_the_frechet_mean(seed: int, k: float) -> None:
+    """A geodesically convex problem: gradient descent lowers the loss at each step, Adam ends at its mean."""
+    manifold = ru.Lorentz(k=torch.tensor(k, **DOUBLE))
+    cloud = lorentz_points(manifold, 8, 3, seed)
+    found = []
+    for kind, options, steps in (
+        (RiemannianSGD, {"lr": 0.1}, 100),
+        (RiemannianAdam, {"lr": 0.1, "betas": (0.5, 0.9), "amsgrad": True}, 100),
+    ):
+        point = geoopt.ManifoldParameter(lorentz_points(manifold, 1, 3, seed + 1)[0], manifold)
+        optimizer = kind([point], **options)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
+        last = math.inf
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = manifold.dist(point.expand_as(cloud), cloud).square().mean()
+            if kind is RiemannianSGD:
+                assert loss.item() <= last + 1e-12
+                last = loss.item()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        found.append(point.detach())
+        # At the mean, the logarithms of the cloud cancel.
+        gradient = manifold.logmap(point.detach().expand_as(cloud), cloud).mean(0)
+        assert manifold.norm(gradient).item() < (1e-4 if kind is RiemannianSGD else 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    ends = []
+    for tile in (2**17, 40, 1):
+        monkeypatch.setattr(lorentz, "TILE", tile)
+        manifold = ru.Lorentz(k=torch.tensor(2.0, dtype=dtype))
+        params, loss = attraction(
+            manifold, [lorentz_points(manifold, 21, 7, 0)], [lorentz_points(manifold, 21, 7, 1)]
+        )
+        run(RiemannianAdam(params, lr=torch.tensor(0.1), capturable=True, amsgrad=True), loss, 3)
+        run(RiemannianAdamW(params, lr=0.1, max_step=0.3), loss, 3)
+        run(RiemannianSGD(params, lr=0.01, momentum=0.9), loss, 3)
+        ends.append(params[0].detach())
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0])
+
+
+def test_transport_is_the_manifolds() -> None:
+    manifold = ru.Lorentz(k=torch.tensor(2.0, **DOUBLE))
+    points = lorentz_points(manifold, 6, 4, 0)
+    generator = torch.Generator().manual_seed(0)
+    vectors = manifold.proju(points, torch.randn(6, 5, generator=generator, **DOUBLE))
+    for nesterov in (False, True):
+        p, m = points.clone(), vectors.clone()
+        g = torch.randn(6, 5, generator=generator, **DOUBLE)
+        lorentz.sgd_rows(
+            p, g, m, 2.0, lr=0.3, momentum=0.5, dampening=0.0, nesterov=nesterov, longest=math.inf
+        )
+        r = manifold.egrad2rgrad(points, g)
+        momentum = 0.5 * vectors + r
+        step = -0.3 * (r + 0.5 * momentum if nesterov else momentum)
+        torch.testing.assert_close(p, manifold.expmap(points, step))
+        torch.testing.assert_close(m, manifold.transp(points, p, momentum))
+
+
+def test_compiled_is_eager() -> None:
+    if not lorentz.can_compile():
+        pytest.skip("no compiler")
+    manifold = ru.Lorentz(k=2.0)
+    ends = []
+    for compiled in (False, True):
+        params, loss = attraction(
+            manifold, [lorentz_points(manifold, 21, 7, 0)], [lorentz_points(manifold, 21, 7, 1)]
+        )
+        run(RiemannianAdam(params, lr=0.1, compile=compiled, amsgrad=True), loss, 5)
+        ends.append(params[0].detach())
+    torch.testing.assert_close(ends[1], ends[0])
+
+
+def test_without_a_compiler_it_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise OSError("no compiler")
+
+    monkeypatch.setattr(lorentz, "compiled_kernels", fails)
+    monkeypatch.setattr("riemann_unlearn.optim.adam.COMPILE_FROM", 1)
+    lorentz.can_compile.cache_clear()
+    params, loss = attraction(
+        ru.Lorentz(), [lorentz_points(ru.Lorentz(), 2, 3, 0)], [lorentz_points(ru.Lorentz(), 2, 3, 1)]
+    )
+    with pytest.warns(RuntimeWarning, match="no compiler"):
+        run(RiemannianAdam(params), loss, 1)
+    run(RiemannianAdam(params), loss, 1)  # and says it once
+    lorentz.can_compile.cache_clear()
