@@ -31,8 +31,9 @@ from riemann_unlearn.ops.polar import (
     matched_distances,
 )
 
-ROWS, COLUMNS = 256, 1024
-"""Of a tile: four float32 buffers of this size are 2 MiB, which two cores hold in their caches."""
+ROWS, COLUMNS = 512, 1024
+"""Of a tile. Half the rows keep its float32 buffers within two cores' second-level caches and are faster on
+one core, and slower on two, where an operation must last to be worth two threads."""
 
 _NEAR = 2.0**-7
 """A fast tile needs Q > this · sinh r1 · sinh r2: the product leaves about 2^-23 sinh r1 sinh r2 of error."""
