@@ -45,6 +45,7 @@ def triangle(
     root: Tensor,
     radius: Callable[[Tensor], Tensor],
     radial_gap: Callable[[Tensor, Tensor], Tensor],
+    data: torch.dtype,
 ) -> Triangle:
     """The triangle of the origin and two points, given by vectors from the origin.
 
@@ -58,8 +59,10 @@ def triangle(
         Takes √c·|p| to the radius.
     radial_gap : callable
         Takes √c·(|p|-|q|), accurate, and r₁+r₂ to r₁-r₂.
+    data : dtype
+        That of the numbers in p and q, which may be held in a wider one.
     """
-    n1, n2, gap, sine, half_sine = corner(p, q)
+    n1, n2, gap, sine, half_sine = corner(p, q, data)
     r1, r2 = radius(bounded(root * n1)), radius(bounded(root * n2))
     return Triangle(r1, r2, radial_gap(bounded(root * gap), r1 + r2), sine, half_sine)
 
