@@ -94,9 +94,13 @@ def exterior_angle(t: Triangle) -> Tensor:
     up_bend = torch.minimum(((r2 - d) + r1).clamp(min=0), 2 - 2 * _log(t.half_sine))
     bend = torch.exp(up_bend) * sinh2 * cosh1 * t.half_sine.square()
     along = -_scaled_gap(t, d) - torch.where(off_axis, bend, 0.0)
-    undefined = (t.r1 == 0) | (d == 0)
-    across = torch.where(undefined, 0.0, across)
-    return torch.atan2(across, torch.where(undefined, 1.0, along))
+    # Together they are as long as 2 e^-D sinh D; where radii are too large for that to be seen in float64,
+    # both may be tiny, and their squares nothing.
+    largest = torch.maximum(across.abs(), along.abs()).detach()
+    undefined = (t.r1 == 0) | (d == 0) | (largest == 0)
+    largest = torch.where(undefined, 1.0, largest)
+    across = torch.where(undefined, 0.0, across / largest)
+    return torch.atan2(across, torch.where(undefined, 1.0, along / largest))
 
 
 def aperture(sinh: Tensor, k: Tensor) -> Tensor:
