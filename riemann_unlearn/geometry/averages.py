@@ -48,7 +48,7 @@ def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: Curvature) -> Tensor:
     True
     """
     a, b = working(x), working(y)
-    corners, _ = points_triangle(a, b, c)
+    corners, _ = points_triangle(a, b, c, result_dtype(x, y))
     d = tri.side(corners)
     part = torch.as_tensor(t, dtype=d.dtype, device=d.device)
     first, second = _share(1 - part, d)[..., None], _share(part, d)[..., None]
@@ -77,7 +77,7 @@ def midpoint(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     (tensor([ 0.3000, -0.4000]), tensor([0., 0.]))
     """
     a, b = working(x), working(y)
-    corners, _ = points_triangle(a, b, c)
+    corners, _ = points_triangle(a, b, c, result_dtype(x, y))
     near = torch.exp(-tri.side(corners) / 2)
     return within((a + b) * (near / (1 + near * near))[..., None], result_dtype(x, y))
 

@@ -15,7 +15,6 @@ from riemann_unlearn.geometry import triangle as tri
 from riemann_unlearn.geometry.precision import (
     Curvature,
     dot,
-    largest,
     result_dtype,
     sqrt_c,
     unit_vector,
@@ -122,9 +121,10 @@ def expmap(x: Tensor, u: Tensor, c: Curvature) -> Tensor:
     """
     a, b = working(x), working(u)
     root = sqrt_c(c, a)
-    n = root * _tangent_length(a, b, root)
+    tangent_length, largest = _tangent_length(a, b, root)
+    n = root * tangent_length
     # Past the end of the dtype the length is held, for the two terms may have opposite signs.
-    room = held(torch.full_like(n, torch.inf)) - torch.log1p(largest(a) + largest(b))[..., 0]
+    room = held(torch.full_like(n, torch.inf)) - torch.log1p(largest)
     n = torch.minimum(n, room.clamp(min=1))[..., None]
     moved = a + 2 * torch.sinh(n / 2).square() * a + sinhc(n) * b
     return within(moved, result_dtype(x, u))
@@ -154,7 +154,7 @@ def logmap(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     True
     """
     a, b = working(x), working(y)
-    t, _ = points_triangle(a, b, c)
+    t, _ = points_triangle(a, b, c, result_dtype(x, y))
     d = tri.side(t)[..., None]
     return within((b - a) / sinhc(d) - d * torch.tanh(d / 2) * a, result_dtype(x, y))
 
@@ -184,7 +184,7 @@ def parallel_transport(x: Tensor, y: Tensor, u: Tensor, c: Curvature) -> Tensor:
     True
     """
     a, b, w = working(x), working(y), working(u)
-    t, root = points_triangle(a, b, c)
+    t, root = points_triangle(a, b, c, result_dtype(x, y))
     size = wide_length(a)
     axis = unit_vector(a, size)
     along = dot(w, axis)
@@ -304,8 +304,8 @@ def _polar(x: Tensor, u: Tensor, c: Curvature) -> tuple[Tensor, Tensor, Tensor, 
     return axis, dot(w, axis), sqrt_c(c, a), size, w
 
 
-def _tangent_length(x: Tensor, u: Tensor, root: Tensor) -> Tensor:
-    """Length of the tangent vectors u at x.
+def _tangent_length(x: Tensor, u: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    """Length of the tangent vectors u at x, and a bound of the coordinates of both.
 
     Near the origin |u|² - u_t², which does not ask for the direction of x; further out, where that cancels,
     from the parts of u along and across x.
@@ -313,15 +313,16 @@ def _tangent_length(x: Tensor, u: Tensor, root: Tensor) -> Tensor:
     size = wide_length(x)
     near = root * size < 1
     time = torch.hypot(root * size, torch.ones_like(size))
-    whole, rise = wide_length(u), dot(root[..., None] * x, u) / time
+    whole = wide_length(u)
+    bound = (size + whole).detach()
+    rise = root * dot(x, u) / time
     some = near & (whole > 0)
     whole, rise = torch.where(some, whole, 1.0), torch.where(some, rise, 0.0)
     close = torch.sqrt((whole - rise) * (whole + rise))
-    far = torch.where(near[..., None], torch.ones_like(x), x)
-    axis = unit_vector(far, wide_length(far))
+    axis = unit_vector(x, size)
     along = dot(u, axis)
     across = wide_length(u - along[..., None] * axis)
     ratio = along / time
     shape = (across + ratio).shape
     parts = wide_length(torch.stack([across.expand(shape), ratio.expand(shape)], -1))
-    return torch.where(near, torch.where(some, close, 0.0), parts)
+    return torch.where(near, torch.where(some, close, 0.0), parts), bound

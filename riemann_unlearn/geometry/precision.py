@@ -114,10 +114,10 @@ def working_root(c: Curvature, v: Tensor) -> Tensor:
     return sqrt_c(c, v.new_empty(0, dtype=working_dtype(v)))
 
 
-def in_range(v: Tensor) -> tuple[Tensor, Tensor | float]:
-    """``v`` in the working dtype, divided by a power of two such that no square over- or underflows."""
+def in_range(v: Tensor, data: torch.dtype) -> tuple[Tensor, Tensor | float]:
+    """``v``, numbers of dtype ``data``, in the working dtype; over a power of two where a square needs it."""
     dtype = working_dtype(v)
-    if torch.finfo(v.dtype).max < math.sqrt(torch.finfo(dtype).max):
+    if torch.finfo(data).max < math.sqrt(torch.finfo(dtype).max):
         return v.to(dtype), 1.0
     wide = v.to(dtype)
     scale = power_of_two(largest(wide))
@@ -155,7 +155,7 @@ def apply(function: Any, *arguments: Any) -> Any:
 
 
 def _length(v: Tensor) -> tuple[Tensor]:
-    wide, scale = in_range(v)
+    wide, scale = in_range(v, v.dtype)
     size = scale * torch.linalg.vector_norm(wide, dim=-1)
     return (size.clamp(max=torch.finfo(size.dtype).max),)
 

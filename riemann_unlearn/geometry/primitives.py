@@ -36,7 +36,6 @@ from riemann_unlearn.geometry.precision import (
     unit_vector,
     wide_length,
     working,
-    working_dtype,
 )
 from riemann_unlearn.geometry.tiles import tiled
 
@@ -56,7 +55,7 @@ class Corner(NamedTuple):
     """sin(θ/2); 0 where a vector is zero."""
 
 
-def corner(x: Tensor, y: Tensor) -> Corner:
+def corner(x: Tensor, y: Tensor, data: torch.dtype) -> Corner:
     """Lengths of two vectors and the angle between them, in the working dtype.
 
     A vector that is zero has no direction; its gradient is that of moving it along the other one. At θ = 0
@@ -66,9 +65,11 @@ def corner(x: Tensor, y: Tensor) -> Corner:
     ----------
     x, y : Tensor, shape (..., D)
         The leading shapes broadcast.
+    data : dtype
+        That of the numbers in x and y, which may be held in a wider one; narrow numbers are cheaper.
     """
     x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
-    return Corner(*apply(_Corner, x, y)[:5])
+    return Corner(*apply(_Corner, x, y, data)[:5])
 
 
 class Profile(NamedTuple):
@@ -168,18 +169,19 @@ class _Corner(torch.autograd.Function):
     Forward: type[torch.autograd.Function]
 
     @staticmethod
-    def forward(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        return tiled(_corner, x, y)
+    def forward(x: Tensor, y: Tensor, data: torch.dtype) -> tuple[Tensor, ...]:
+        return tiled(lambda x, y: _corner(x, y, data), x, y)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+        *vectors, ctx.data = inputs
         ctx.mark_non_differentiable(*output[5:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs, *output)
-        ctx.save_for_forward(*inputs, *output)
+        ctx.save_for_backward(*vectors, *output)
+        ctx.save_for_forward(*vectors, *output)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, Tensor, None]:
         x, y, n1, n2, _, sine, half, head, size = ctx.saved_tensors
         by_n1, by_n2, by_gap, by_sine, by_half = (
             torch.zeros_like(n1) if gradient is None else gradient for gradient in gradients[:5]
@@ -197,14 +199,15 @@ class _Corner(torch.autograd.Function):
         )
         if torch.is_grad_enabled():  # differentiable again
             unit = unit_vector(x, n1)
-            normal = _differentiable_normal(x, y, n1, n2, sine, _normal(x, y, n1, head, size).detach())
+            normal = _normal(x, y, n1, head, size, ctx.data).detach()
+            normal = _differentiable_normal(x, y, n1, n2, sine, normal)
             pulled = [along[..., None] * unit + across[..., None] * normal for along, across in (by_x, by_y)]
-            return pulled[0].to(x.dtype), pulled[1].to(y.dtype)
+            return pulled[0].to(x.dtype), pulled[1].to(y.dtype), None
 
         def combined(
             x: Tensor, y: Tensor, n1: Tensor, head: Tensor, size: Tensor, *by: Tensor
         ) -> tuple[Tensor, Tensor]:
-            wide, across = _wide_and_across(x, y, n1, head)
+            wide, across = _wide_and_across(x, y, n1, head, ctx.data)
             n1, size = (torch.where(n > 0, n, torch.inf) for n in (n1, size))
             along1, turn1, along2, turn2 = (
                 (part / n)[..., None] for part, n in zip(by, (n1, size, n1, size), strict=True)
@@ -214,15 +217,15 @@ class _Corner(torch.autograd.Function):
             return by_x.to(x.dtype), by_y.to(y.dtype)
 
         pulled_x, pulled_y = tiled(combined, x, y, n1, head, size, *by_x, *by_y)
-        return pulled_x, pulled_y
+        return pulled_x, pulled_y, None
 
 
 class _CornerForward(_Corner):
     @staticmethod
-    def jvp(ctx: Any, moved_x: Tensor | None, moved_y: Tensor | None) -> tuple[Tensor | None, ...]:
+    def jvp(ctx: Any, moved_x: Tensor | None, moved_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         x, y, n1, n2, _, sine, half, head, size = ctx.saved_tensors
         frame, unit = _frame(n1, n2, sine, half), unit_vector(x, n1)
-        normal = _normal(x, y, n1, head, size)
+        normal = _normal(x, y, n1, head, size, ctx.data)
         none = torch.zeros_like(n1)
         along1 = across1 = along2 = across2 = none
         if moved_x is not None:
@@ -262,14 +265,14 @@ def _frame(n1: Tensor, n2: Tensor, sine: Tensor, half: Tensor) -> _Frame:
     return _Frame(zero1, cosine, torch.where(zero1, 1.0, sine), half_cosine / 2, over1, over2)
 
 
-def _corner(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    (a, scale1), (b, scale2) = in_range(x), in_range(y)
+def _corner(x: Tensor, y: Tensor, data: torch.dtype) -> tuple[Tensor, ...]:
+    (a, scale1), (b, scale2) = in_range(x, data), in_range(y, data)
     square = dot(a, a)
     zero = square == 0
     square = torch.where(zero, 1.0, square)
     s = dot(a, b) / square
     head = _leading(s)
-    across, rest = _across(_is_wide(x, y), a, b, head, square)
+    across, rest = _across(data == a.dtype, a, b, head, square)
     size = torch.linalg.vector_norm(across, dim=-1)
     # What is no more than rounding of the second step is nothing: points on one ray are found to be.
     unit = torch.finfo(a.dtype).eps
@@ -298,13 +301,8 @@ def _corner(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     return t1, t2, gap, sine, half, head, size
 
 
-def _is_wide(x: Tensor, y: Tensor) -> bool:
-    """Whether the data has as many bits as the working dtype, so that its products are rounded."""
-    return working_dtype(x) == torch.promote_types(x.dtype, y.dtype)
-
-
 def _across(wide: bool, a: Tensor, b: Tensor, head: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of b across a, and the rest of b·a/|a|² after ``head``."""
+    """The part of b across a, and the rest of b·a/|a|² after ``head``; wide data has rounded products."""
     if wide:
         return _across_exactly(a, b, square, head)
     across = torch.addcmul(b, a, -head[..., None])
@@ -312,17 +310,19 @@ def _across(wide: bool, a: Tensor, b: Tensor, head: Tensor, square: Tensor) -> t
     return torch.addcmul(across, a, -rest[..., None]), rest
 
 
-def _wide_and_across(x: Tensor, y: Tensor, n1: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+def _wide_and_across(
+    x: Tensor, y: Tensor, n1: Tensor, head: Tensor, data: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """``x``, and the part of ``y`` across it as :func:`_corner` had it: divided by the scale of ``y``."""
-    (a, scale1), (b, _) = in_range(x), in_range(y)
+    (a, scale1), (b, _) = in_range(x, data), in_range(y, data)
     square = torch.where(n1 == 0, 1.0, (n1 / scale1).square())
-    across, _ = _across(_is_wide(x, y), a, b, head, square)
+    across, _ = _across(data == a.dtype, a, b, head, square)
     return x.to(a.dtype), across
 
 
-def _normal(x: Tensor, y: Tensor, n1: Tensor, head: Tensor, size: Tensor) -> Tensor:
+def _normal(x: Tensor, y: Tensor, n1: Tensor, head: Tensor, size: Tensor, data: torch.dtype) -> Tensor:
     """The unit vector across x towards y, 0 where there is none."""
-    _, across = _wide_and_across(x, y, n1, head)
+    _, across = _wide_and_across(x, y, n1, head, data)
     return across / torch.where(size > 0, size, torch.inf)[..., None]
 
 

@@ -247,14 +247,16 @@ def arcosh1p(t: Tensor) -> Tensor:
     return torch.where(low, 0.0, 2 * torch.asinh(root)).to(result_dtype(t))
 
 
-def points_triangle(x: Tensor, y: Tensor, c: Curvature) -> tuple[tri.Triangle, Tensor]:
+def points_triangle(
+    x: Tensor, y: Tensor, c: Curvature, data: torch.dtype | None = None
+) -> tuple[tri.Triangle, Tensor]:
     """The triangle of the origin and two points, in the working dtype, and √c."""
     root = working_root(c, x)
 
     def gap(difference: Tensor, total: Tensor) -> Tensor:
         return 2 * torch.asinh(difference / (2 * torch.cosh(total / 2)))
 
-    return tri.triangle(x, y, root, torch.asinh, gap), root
+    return tri.triangle(x, y, root, torch.asinh, gap, data or result_dtype(x, y)), root
 
 
 def time_component(x: Tensor, root: Tensor) -> Tensor:

@@ -184,4 +184,4 @@ def exterior_angle(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
 
 def _triangle(v1: Tensor, v2: Tensor, c: Curvature) -> tuple[tri.Triangle, Tensor]:
     root = working_root(c, v1)
-    return tri.triangle(v1, v2, root, lambda n: n, lambda gap, _: gap), root
+    return tri.triangle(v1, v2, root, lambda n: n, lambda gap, _: gap, result_dtype(v1, v2)), root

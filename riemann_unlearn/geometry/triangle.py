@@ -45,6 +45,7 @@ def triangle(
     root: Tensor,
     radius: Callable[[Tensor], Tensor],
     radial_gap: Callable[[Tensor, Tensor], Tensor],
+    data: torch.dtype,
 ) -> Triangle:
     """The triangle of the origin and two points, given by vectors from the origin.
 
@@ -58,8 +59,10 @@ def triangle(
         Takes √c·|p| to the radius.
     radial_gap : callable
         Takes √c·(|p|-|q|), accurate, and r₁+r₂ to r₁-r₂.
+    data : dtype
+        That of the numbers in p and q, which may be held in a wider one.
     """
-    n1, n2, gap, sine, half_sine = corner(p, q)
+    n1, n2, gap, sine, half_sine = corner(p, q, data)
     r1, r2 = radius(bounded(root * n1)), radius(bounded(root * n2))
     return Triangle(r1, r2, radial_gap(bounded(root * gap), r1 + r2), sine, half_sine)
 
@@ -91,9 +94,13 @@ def exterior_angle(t: Triangle) -> Tensor:
     up_bend = torch.minimum(((r2 - d) + r1).clamp(min=0), 2 - 2 * _log(t.half_sine))
     bend = torch.exp(up_bend) * sinh2 * cosh1 * t.half_sine.square()
     along = -_scaled_gap(t, d) - torch.where(off_axis, bend, 0.0)
-    undefined = (t.r1 == 0) | (d == 0)
-    across = torch.where(undefined, 0.0, across)
-    return torch.atan2(across, torch.where(undefined, 1.0, along))
+    # Together they are as long as 2 e^-D sinh D; where radii are too large for that to be seen in float64,
+    # both may be tiny, and their squares nothing.
+    largest = torch.maximum(across.abs(), along.abs()).detach()
+    undefined = (t.r1 == 0) | (d == 0) | (largest == 0)
+    largest = torch.where(undefined, 1.0, largest)
+    across = torch.where(undefined, 0.0, across / largest)
+    return torch.atan2(across, torch.where(undefined, 1.0, along / largest))
 
 
 def aperture(sinh: Tensor, k: Tensor) -> Tensor:
