@@ -2,8 +2,9 @@
 
     python -m benchmarks.curvature --epochs 6 --output docs/data/curvature.jsonl
 
-Prints, for every weight λ of the entailment and initial curvature c₀ (kept in [c₀/10, 10 c₀]), the final
-c and τ and the median radius √c|v| of images and of names. Cones are half-spaces up to the radius asinh(2K).
+Prints, for every weight λ of the entailment and initial curvature c₀ (kept in [c₀/10, 10 c₀]), the final c and τ,
+the median radius √c|v| of images and of names, and the share of images in their names' cones; first for the
+bundled model. Cones are half-spaces up to the radius asinh(2K).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import yaml
 from riemann_unlearn import data, models
 from riemann_unlearn.data.captions import name_caption
 from riemann_unlearn.evaluation.encoding import encode_images, encode_texts
+from riemann_unlearn.geometry import tangent
 from riemann_unlearn.losses import EntailmentLoss
 from riemann_unlearn.training import TrainConfig, train
 
@@ -45,14 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             with options.output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
+    folder = next(info.path for info in models.list_models() if info.name == "meru-emoji")
+    last = json.loads((folder / "history.jsonl").read_text("utf-8").splitlines()[-1])
+    bundled = {"entailment_weight": "meru-emoji", "initial_curvature": 1.0, "epochs": last["epoch"]}
+    rows.insert(0, bundled | measure(models.load("meru-emoji"), data.load("emoji"), last))
     print(f"Half-spaces up to r = {math.asinh(2 * EntailmentLoss().min_radius):.3f}\n")
-    print("| λ | c₀ | epochs | c | τ | r of images | r of names | accuracy, seen |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| λ | c₀ | epochs | c | τ | r of images | r of names | inside | accuracy, seen |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         print(
             f"| {row['entailment_weight']} | {row['initial_curvature']} | {row['epochs']} "
             f"| {row['curvature']:.3f} | {row['logit_scale']:.1f} | {row['radius']['image']:.2f} "
-            f"| {row['radius']['name']:.2f} | {100 * row['accuracy']:.1f} % |"
+            f"| {row['radius']['name']:.2f} | {100 * row['inside']:.1f} % | {100 * row['accuracy']:.1f} % |"
         )
     return 0
 
@@ -69,22 +75,24 @@ def run(weight: float, initial: float, epochs: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as output:
         model = train(model_config, settings, output)
         record = json.loads((Path(output) / "history.jsonl").read_text("utf-8").splitlines()[-1])
-    dataset = data.load(settings.data)
+    made = {"entailment_weight": weight, "initial_curvature": initial, "epochs": epochs}
+    return made | measure(model, data.load(settings.data), record) | {"torch": torch.__version__}
+
+
+def measure(model: models.DualEncoder, dataset: data.Dataset, record: dict[str, Any]) -> dict[str, Any]:
+    """Scalars, radii and cones of a model at the end of its training, whose last record is ``record``."""
     names = [name_caption(concept) for concept in dataset.taxonomy.concepts]
-    features = {
-        "image": encode_images(model, dataset.seen.images),
-        "name": encode_texts(model, names),
-    }
-    root = model.curvature.detach().sqrt()  # type: ignore[union-attr]
+    images, texts = encode_images(model, dataset.seen.images), encode_texts(model, names)
+    c = model.curvature.detach()  # type: ignore[union-attr]
+    own = texts[dataset.seen.concept]
+    inside = tangent.exterior_angle(own, images, c) <= tangent.half_aperture(own, c)
+    sides = {"image": images, "name": texts}
     return {
-        "entailment_weight": weight,
-        "initial_curvature": initial,
-        "epochs": epochs,
-        "curvature": record["curvature"],
+        "curvature": c.item(),
         "logit_scale": record["logit_scale"],
         "accuracy": record["seen"]["accuracy"],
-        "radius": {side: (root * v.norm(dim=-1)).median().item() for side, v in features.items()},
-        "torch": torch.__version__,
+        "radius": {side: (c.sqrt() * v.norm(dim=-1)).median().item() for side, v in sides.items()},
+        "inside": inside.double().mean().item(),
     }
 
 

@@ -124,5 +124,5 @@ def _bars(axes: Any, metrics: dict[str, Any], heldout: bool) -> None:
     axes.legend(frameon=False, fontsize=9)
 
 
-def _short(name: str, most: int = 24) -> str:
+def _short(name: str, most: int = 18) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"

@@ -38,7 +38,7 @@ def test_what_is_shown_is_spread_evenly_and_not_chosen(world: ru.data.Dataset) -
 
 def test_long_names_are_cut() -> None:
     assert picture._short("owl") == "owl"
-    assert picture._short("x" * 30) == "x" * 23 + "…"
+    assert picture._short("x" * 30) == "x" * 17 + "…"
 
 
 def test_only_a_finished_run_is_drawn(tmp_path: Path) -> None:
