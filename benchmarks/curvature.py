@@ -2,7 +2,7 @@
 
     python -m benchmarks.curvature --epochs 6 --output docs/data/curvature.jsonl
 
-Prints, for every weight λ of the entailment and initial curvature c₀ (kept in [c₀/10, 10 c₀]), the final c and τ,
+Prints, for every weight λ of the entailment and initial curvature c₀ (kept within 10 times), the final c and τ,
 the median radius √c|v| of images and of names, and the share of images in their names' cones; first for the
 bundled model. Cones are half-spaces up to the radius asinh(2K).
 """
