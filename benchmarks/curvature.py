@@ -2,9 +2,9 @@
 
     python -m benchmarks.curvature --epochs 6 --output docs/data/curvature.jsonl
 
-Prints, for every weight λ of the entailment and initial curvature c₀ (kept within 10 times), the final c and τ,
-the median radius √c|v| of images and of names, and the share of images in their names' cones; first for the
-bundled model. Cones are half-spaces up to the radius asinh(2K).
+Prints, for every weight λ of the entailment and initial curvature c₀ (kept within 10 times), the final c and
+τ, the median radius √c|v| of images and of names, and the share of images in their names' cones; first for
+the bundled model. Cones are half-spaces up to the radius asinh(2K).
 """
 
 from __future__ import annotations
