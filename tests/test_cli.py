@@ -146,7 +146,14 @@ def test_an_interrupted_run_says_so_and_can_be_resumed(
         str(folder),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # A shell's background jobs ignore SIGINT, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not (folder / "checkpoint.pt").exists():
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.1)
