@@ -154,11 +154,14 @@ def test_an_interrupted_run_says_so_and_can_be_resumed(
         # A shell's background jobs ignore SIGINT, and so would what they start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while not (folder / "checkpoint.pt").exists():
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        time.sleep(0.1)
-    process.send_signal(kill)
-    _, error = process.communicate(timeout=60)
+    try:
+        while not (folder / "checkpoint.pt").exists():
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            time.sleep(0.1)
+        process.send_signal(kill)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "of 100000 steps" in error.splitlines()[-1]
     assert "can be resumed" in error.splitlines()[-1]
