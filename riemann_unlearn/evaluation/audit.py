@@ -17,7 +17,7 @@ from torch import Tensor
 
 from riemann_unlearn.data import Dataset, ImageTextData, Selection
 from riemann_unlearn.data.captions import keyword_caption
-from riemann_unlearn.evaluation.encoding import encode_texts, ranks
+from riemann_unlearn.evaluation.encoding import CHUNK, encode_texts, ranks
 from riemann_unlearn.evaluation.zero_shot import forget_and_retain, share
 from riemann_unlearn.models import DualEncoder
 
@@ -70,7 +70,8 @@ def _prototype(model: DualEncoder, dataset: Dataset, seen: Tensor, heldout: Tens
     if model.geometry == "euclidean":
         means = F.normalize(means, dim=-1)  # its similarity is the cosine of unit vectors
     target = subcategory[dataset.heldout.concept.to(seen.device)]  # type: ignore[union-attr]
-    nearest = torch.cat([model.similarity(chunk, means).argmax(1) for chunk in torch.split(heldout, 512)])
+    chunks = torch.split(heldout, CHUNK)
+    nearest = torch.cat([model.similarity(chunk, means).argmax(1) for chunk in chunks])
     hits: Tensor = present[nearest] == target
     return hits
 

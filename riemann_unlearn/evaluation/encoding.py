@@ -9,7 +9,7 @@ from torch import Tensor
 
 from riemann_unlearn.models import DualEncoder
 
-_CHUNK = 512
+CHUNK = 512
 """Images encoded and ranked at a time; bounds the memory and has no effect on the result."""
 
 
@@ -18,7 +18,7 @@ def encode_images(model: DualEncoder, images: Tensor) -> Tensor:
     """Features of raw ``images``, shape (N, D), in evaluation mode and in chunks."""
     was_training = model.training
     model.eval()
-    chunks = [model.encode_image(model.preprocess(chunk)) for chunk in torch.split(images, _CHUNK)]
+    chunks = [model.encode_image(model.preprocess(chunk)) for chunk in torch.split(images, CHUNK)]
     model.train(was_training)
     return torch.cat(chunks)
 
@@ -28,7 +28,7 @@ def encode_texts(model: DualEncoder, texts: Sequence[str]) -> Tensor:
     """Features of ``texts``, shape (N, D), in evaluation mode and in chunks."""
     was_training = model.training
     model.eval()
-    chunks = [model.encode_text(tokens) for tokens in torch.split(model.tokenize(texts), _CHUNK)]
+    chunks = [model.encode_text(tokens) for tokens in torch.split(model.tokenize(texts), CHUNK)]
     model.train(was_training)
     return torch.cat(chunks)
 
@@ -57,7 +57,7 @@ def ranks(model: DualEncoder, image_features: Tensor, text_features: Tensor, own
         When a similarity is NaN: a broken model must not pass for one that has forgotten.
     """
     found = []
-    for features, target in zip(torch.split(image_features, _CHUNK), torch.split(own, _CHUNK), strict=True):
+    for features, target in zip(torch.split(image_features, CHUNK), torch.split(own, CHUNK), strict=True):
         similarity = model.similarity(features, text_features)
         if similarity.isnan().any():
             raise ValueError(

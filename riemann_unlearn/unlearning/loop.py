@@ -373,7 +373,7 @@ def read_config(path: str | Path, **overrides: Any) -> RunConfig:
     Raises
     ------
     ValueError
-        When the file is missing or unreadable, is no mapping, or has a key that means nothing.
+        When the file is missing or unreadable, is no mapping, has a key that means nothing, or does not say what to forget.
     """
     try:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -386,7 +386,10 @@ def read_config(path: str | Path, **overrides: Any) -> RunConfig:
     known = [entry.name for entry in fields(RunConfig)]
     if unknown := sorted(set(map(str, loaded)) - set(known)):
         raise ValueError(f"{path} has an unknown key {unknown[0]!r}; known: {', '.join(known)}")
-    return RunConfig(**{**loaded, **overrides})
+    merged = {**loaded, **overrides}
+    if "forget" not in merged:
+        raise ValueError(f"{path} names nothing to forget; add 'forget: [food-fruit]', or give --forget")
+    return RunConfig(**merged)
 
 
 def _plain(config: RunConfig) -> dict[str, Any]:

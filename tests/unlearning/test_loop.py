@@ -193,6 +193,7 @@ def test_a_configuration_file_is_checked(tmp_path: Path) -> None:
         ("forget: [", "is not valid YAML"),
         ("- owl", "must hold a mapping"),
         ("colour: red", "unknown key 'colour'; known: forget, model"),
+        ("seed: 3", "names nothing to forget; add 'forget: "),
         ("forget: owl", "forget must be a list of concepts"),
         ("{forget: [owl], settings: 3}", "settings must be a mapping"),
     ):
