@@ -373,7 +373,8 @@ def read_config(path: str | Path, **overrides: Any) -> RunConfig:
     Raises
     ------
     ValueError
-        When the file is missing or unreadable, is no mapping, has a key that means nothing, or does not say what to forget.
+        When the file is missing or unreadable, is no mapping, has a key that means nothing, or does not say
+        what to forget.
     """
     try:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
