@@ -82,9 +82,15 @@ def _add_run(commands: Any) -> None:
     )
     run.add_argument("--model", help="bundled model or checkpoint (default: meru-emoji)")
     run.add_argument("--data", help="bundled dataset or folder of shards (default: emoji)")
-    run.add_argument("--method", help="see 'riemann-unlearn list methods' (default: hac)")
+    run.add_argument("--method", help="see 'riemann-unlearn list methods' (default: tilt)")
     run.add_argument("--seed", type=int, help="decides batches, views and captions (default: 0)")
     run.add_argument("--steps", type=int, help="optimizer steps (default: the method's)")
+    run.add_argument(
+        "--saliency",
+        type=float,
+        metavar="SHARE",
+        help="move only this share of the weights, those that the forgotten depend on most (default: 1)",
+    )
     run.add_argument(
         "--set",
         action="append",
@@ -227,7 +233,7 @@ def _run(options: argparse.Namespace) -> None:
 
     asked: dict[str, Any] = {
         name: value
-        for name in ("forget", "model", "data", "method", "seed")
+        for name in ("forget", "model", "data", "method", "seed", "saliency")
         if (value := getattr(options, name)) is not None
     }
     settings = dict(_setting(text) for text in options.set)
@@ -251,6 +257,7 @@ def _run(options: argparse.Namespace) -> None:
         seed=config.seed,
         forget_batch=config.forget_batch,
         retain_batch=config.retain_batch,
+        saliency=config.saliency,
         output=output,
         resume=options.resume,
     )
@@ -355,7 +362,7 @@ def _list(options: argparse.Namespace) -> None:
                 "description": method.description,
                 "paper": method.paper,
                 "geometries": ", ".join(method.geometries),
-                "settings": ", ".join(f"{f.name}={f.default:g}" for f in fields(method)),  # type: ignore[arg-type]
+                "settings": ", ".join(f"{f.name}={f.default:g}" for f in fields(method)),
             }
             for method in list_methods()
         ]

@@ -117,6 +117,34 @@ class DualEncoder(nn.Module):
         """Pairwise s(i, t), shape (N, M); larger is more similar."""
         raise NotImplementedError
 
+    @torch.no_grad()
+    def transform_image_features_(self, matrix: Tensor) -> None:
+        """Fold a linear map of the image tower's output into the weights of its last layer.
+
+        Parameters
+        ----------
+        matrix : Tensor, shape (D, D)
+            v becomes ``matrix @ v``, before :class:`CLIP` normalizes and :class:`MERU` scales it.
+
+        Raises
+        ------
+        ValueError
+            When the tower does not end in a linear layer to D features.
+        """
+        tower: Any = self.visual
+        if isinstance(projection := getattr(tower, "proj", None), nn.Parameter):  # open_clip's ViT: x @ proj
+            projection.copy_(projection.double() @ matrix.double().mT)
+            return
+        linear = [module for module in tower.modules() if isinstance(module, nn.Linear)]
+        if not linear or linear[-1].out_features != len(matrix):
+            raise ValueError(
+                f"the image tower does not end in a linear layer to {len(matrix)} features, "
+                "so a map of them cannot be folded into it"
+            )
+        linear[-1].weight.copy_(matrix.double() @ linear[-1].weight.double())
+        if linear[-1].bias is not None:
+            linear[-1].bias.copy_(matrix.double() @ linear[-1].bias.double())
+
     @property
     def curvature(self) -> Tensor | None:
         """Curvature magnitude c > 0 of the embedding space, None for a Euclidean one."""

@@ -78,6 +78,7 @@ def train(
     config: TrainConfig,
     output: str | Path,
     *,
+    data: Dataset | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> DualEncoder:
@@ -90,6 +91,8 @@ def train(
     config : TrainConfig
     output : str or Path
         Folder of the run; made if missing.
+    data : Dataset, optional
+        What to train on, instead of loading ``config.data``.
     resume : bool
         Go on from the checkpoint in ``output``; its configuration must be the same.
     progress : bool
@@ -108,7 +111,7 @@ def train(
     output = Path(output)
     settings = yaml.safe_dump({"train": asdict(config), "model": model_config}, sort_keys=False)
     _prepare_folder(output, settings, resume)
-    dataset = load(config.data)
+    dataset = load(config.data) if data is None else data
     torch.manual_seed(config.seed)
     model = create_model(model_config)
     state = _State(model, config, steps_per_epoch=math.ceil(len(dataset.seen) / config.batch_size))

@@ -28,14 +28,23 @@ from tqdm import tqdm
 
 from riemann_unlearn.data import Dataset, Selection
 from riemann_unlearn.data import load as load_data
-from riemann_unlearn.data.batch import Batch, make_batch
+from riemann_unlearn.data.batch import make_batch
 from riemann_unlearn.evaluation import evaluate
 from riemann_unlearn.io import atomic_write
 from riemann_unlearn.models import DualEncoder, save_model
 from riemann_unlearn.models import load as load_model
 from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
 from riemann_unlearn.optim import RiemannianAdam
-from riemann_unlearn.unlearning.methods import DEFAULT_METHOD, Method, Step, create_method
+from riemann_unlearn.unlearning.methods import (
+    DEFAULT_METHOD,
+    DirectMethod,
+    GradientMethod,
+    Method,
+    Problem,
+    Step,
+    create_method,
+)
+from riemann_unlearn.unlearning.saliency import saliency_masks
 
 CONFIG_NAME = "config.yaml"
 METRICS_NAME = "metrics.json"
@@ -58,6 +67,8 @@ class RunConfig:
     seed: int = 0
     forget_batch: int = 32
     retain_batch: int = 96
+    saliency: float = 1.0
+    """Share of the weights that may move: those with the largest gradient of the forgotten pairs' loss."""
 
     def __post_init__(self) -> None:
         """Refuse values no run could use, before any work is done."""
@@ -72,6 +83,8 @@ class RunConfig:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0, got {self.seed!r}")
+        if not isinstance(self.saliency, (int, float)) or not 0 < self.saliency <= 1:
+            raise ValueError(f"saliency must be in (0, 1], got {self.saliency!r}")
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,7 @@ def unlearn(
     seed: int = 0,
     forget_batch: int = 32,
     retain_batch: int = 96,
+    saliency: float = 1.0,
     output: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -123,6 +137,9 @@ def unlearn(
         bitwise the same.
     forget_batch, retain_batch : int
         Pairs of either kind in a batch.
+    saliency : float
+        Share of the weights that may move, in (0, 1]: those with the largest gradient of the forgotten
+        pairs' contrastive loss, as in SalUn (arXiv 2310.12508). 1 moves all that the method moves.
     output : str or Path, optional
         Folder for the run directory; must be empty or missing unless ``resume`` is set.
     resume : bool
@@ -160,6 +177,7 @@ def unlearn(
         seed=seed,
         forget_batch=forget_batch,
         retain_batch=retain_batch,
+        saliency=saliency,
     )
     rules = create_method(config.method, config.settings)
     dataset = data if isinstance(data, Dataset) else load_data(data)
@@ -175,11 +193,14 @@ def unlearn(
     if folder is not None and (folder / CHECKPOINT_NAME).is_file():
         run.load(folder / CHECKPOINT_NAME)
     try:
-        run.steps(folder, progress)
+        if isinstance(rules, DirectMethod):
+            run.apply(rules, folder, progress)
+        else:
+            run.steps(folder, progress)
         metrics = run.metrics()
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted after {len(run.history)} of {rules.steps} steps; "
+            f"interrupted after {len(run.history)} steps; "
             + (f"{folder} can be resumed" if folder else "without an output folder nothing was kept")
         ) from None
     if folder is not None:
@@ -201,21 +222,30 @@ class _Run:
         config: RunConfig,
     ) -> None:
         self.model = model.eval()  # batch statistics stay those of training
-        self.dataset, self.selection = dataset, selection
-        self.method, self.config = method, config
+        self.dataset, self.method, self.config = dataset, method, config
+        self.problem = Problem(model, dataset, selection)
         forget = selection.concepts[dataset.seen.concept]
         self.forget_images, self.retain_images = forget.nonzero()[:, 0], (~forget).nonzero()[:, 0]
-        # τ, c and the feature scales define the space; fixed, they keep distances comparable.
-        trainable = [p for p in model.parameters() if p.ndim > 0]
-        self.optimizer = RiemannianAdam(trainable, lr=method.learning_rate)
-        self.trainable = trainable
         self.generator = torch.Generator().manual_seed(config.seed)
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.before: dict[str, Any] | None = None
+        if isinstance(method, GradientMethod):
+            self.objective = method.objective(self.problem)
+            self.trainable = method.parameters(model)
+            self.optimizer = RiemannianAdam(self.trainable, lr=method.learning_rate)
+            self.masks = self._saliency_masks() if config.saliency < 1 else None
+
+    def apply(self, method: DirectMethod, folder: Path | None, progress: bool) -> None:
+        """Change the model by a method that takes no steps of this loop."""
+        started = time.perf_counter()
+        self.before = self._evaluate()
+        method.apply(self.problem, seed=self.config.seed, folder=folder, progress=progress)
+        self.seconds = time.perf_counter() - started
 
     def steps(self, folder: Path | None, progress: bool) -> None:
         """Take the steps that are left, keeping the checkpoint in ``folder`` up to date."""
+        assert isinstance(self.method, GradientMethod)
         started = time.perf_counter() - self.seconds
         self.before = self.before or self._evaluate()
         bar = tqdm(
@@ -228,7 +258,7 @@ class _Run:
         with bar:
             try:
                 while len(self.history) < self.method.steps:
-                    self.history.append(self._step())
+                    self.history.append(self._step(self.method.rate(len(self.history))))
                     self.seconds = time.perf_counter() - started
                     bar.update()
                     if folder is not None and len(self.history) % CHECKPOINT_EVERY == 0:
@@ -237,51 +267,51 @@ class _Run:
                 if folder is not None and self.history:
                     self.save(folder)
 
-    def _step(self) -> dict[str, Any]:
-        batch = make_batch(self.dataset.seen, self._draw(), self.model.image_size, self.generator)
-        terms = self.method.terms(self._encode(batch))
+    def _step(self, rate: float) -> dict[str, Any]:
+        terms = self.objective(self._next(self.generator, len(self.history)))
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             raise RuntimeError(
                 f"the loss became {loss.item()} at step {len(self.history) + 1}; "
                 "a smaller learning_rate, or smaller weights of the method's terms, mends it"
             )
-        self.optimizer.zero_grad(set_to_none=True)
         gradients = torch.autograd.grad(loss, self.trainable, allow_unused=True)
         for parameter, gradient in zip(self.trainable, gradients, strict=True):
             parameter.grad = gradient
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * self.method.learning_rate  # type: ignore[attr-defined]
+        kept = None if self.masks is None else [p.detach().clone() for p in self.trainable]
         self.optimizer.step()
+        if kept is not None and self.masks is not None:
+            for parameter, value, mask in zip(self.trainable, kept, self.masks, strict=True):
+                parameter.data.copy_(value if mask is None else torch.where(mask, parameter, value))
         return {
             "step": len(self.history) + 1,
             "loss": loss.item(),
             **{name: value.item() for name, value in terms.items()},
         }
 
-    def _draw(self) -> Tensor:
+    def _saliency_masks(self) -> list[Tensor | None]:
+        """The weights that matter most to the forgotten pairs, from one batch of its own."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+        loss = self._next(generator, 0).contrast(retained=False)
+        gradients = torch.autograd.grad(loss, self.trainable, allow_unused=True)
+        return saliency_masks(gradients, self.config.saliency)
+
+    def _next(self, generator: torch.Generator, number: int) -> Step:
+        indices = self._draw(generator)
+        batch = make_batch(self.dataset.seen, indices, self.model.image_size, generator)
+        return Step(self.problem, batch, indices, number)
+
+    def _draw(self, generator: torch.Generator) -> Tensor:
         """Indices of a batch, forget pairs first; each part without replacement where it can be."""
         parts = []
         for pool, count in (
             (self.forget_images, self.config.forget_batch),
             (self.retain_images, self.config.retain_batch),
         ):
-            parts.append(pool[torch.randperm(len(pool), generator=self.generator)[:count]])
+            parts.append(pool[torch.randperm(len(pool), generator=generator)[:count]])
         return torch.cat(parts)
-
-    def _encode(self, batch: Batch) -> Step:
-        model, taxonomy = self.model, self.dataset.taxonomy
-        texts = model.encode_text(model.tokenize(batch.texts))
-        concept = batch.concept
-        return Step(
-            model=model,
-            image_features=model.encode_image(model.preprocess(batch.images)),
-            text_features={level: texts[pair.row] for level, pair in batch.pairings.items()},
-            caption_ids={level: pair.caption_ids for level, pair in batch.pairings.items()},
-            forget={
-                "name": self.selection.concepts[concept],
-                "subcategory": self.selection.subcategories[taxonomy.subcategory_of[concept]],
-                "category": self.selection.categories[taxonomy.category_of[concept]],
-            },
-        )
 
     def _evaluate(self) -> dict[str, Any]:
         return evaluate(self.model, self.dataset, forget=self.config.forget)
@@ -299,8 +329,9 @@ class _Run:
             "forget": list(self.config.forget),
             "seed": self.config.seed,
             "seconds": round(self.seconds, 2),
-            "steps": self.method.steps,
-            "settings": asdict(self.method),  # type: ignore[call-overload]
+            "steps": len(self.history),
+            "settings": asdict(self.method),
+            "saliency": self.config.saliency,
             "chance": {
                 "accuracy": 1 / len(taxonomy.subcategories),
                 "recall_at_1": 1 / len(taxonomy.concepts),

@@ -1,4 +1,4 @@
-"""The registry of methods: one file a method, and a list of them."""
+"""The registry of methods: a list of them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,44 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from riemann_unlearn.unlearning.methods.ac import AC
-from riemann_unlearn.unlearning.methods.base import Method, Step
+from riemann_unlearn.unlearning.methods.base import DirectMethod, GradientMethod, Method, Problem, Step
+from riemann_unlearn.unlearning.methods.finetune import Finetune
+from riemann_unlearn.unlearning.methods.gradient_ascent import GradientAscent
 from riemann_unlearn.unlearning.methods.hac import HAC
+from riemann_unlearn.unlearning.methods.l1_sparse import L1Sparse
+from riemann_unlearn.unlearning.methods.neggrad_plus import NegGradPlus
+from riemann_unlearn.unlearning.methods.nullspace import NullSpace
+from riemann_unlearn.unlearning.methods.random_captions import RandomCaptions
+from riemann_unlearn.unlearning.methods.retrain import Retrain
+from riemann_unlearn.unlearning.methods.tilt import Tilt
 
-__all__ = ["AC", "DEFAULT_METHOD", "HAC", "Method", "Step", "create_method", "list_methods"]
+__all__ = [
+    "DEFAULT_METHOD",
+    "DirectMethod",
+    "GradientMethod",
+    "Method",
+    "Problem",
+    "Step",
+    "create_method",
+    "list_methods",
+]
 
-_METHODS: dict[str, type[Method]] = {method.name: method for method in (HAC, AC)}
-DEFAULT_METHOD = HAC.name
+_METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Tilt,
+        HAC,
+        AC,
+        Finetune,
+        L1Sparse,
+        GradientAscent,
+        NegGradPlus,
+        RandomCaptions,
+        NullSpace,
+        Retrain,
+    )
+}
+DEFAULT_METHOD = Tilt.name
 
 
 def list_methods() -> list[type[Method]]:
@@ -20,8 +51,8 @@ def list_methods() -> list[type[Method]]:
 
     Examples
     --------
-    >>> [method.name for method in list_methods()]
-    ['hac', 'ac']
+    >>> [method.name for method in list_methods()][:3]
+    ['tilt', 'hac', 'ac']
     """
     return list(_METHODS.values())
 
@@ -36,13 +67,13 @@ def create_method(name: str, settings: Mapping[str, float] | None = None) -> Met
 
     Examples
     --------
-    >>> create_method("hac", {"alpha": 0.5}).alpha
-    0.5
+    >>> create_method("tilt", {"margin": 4.0})
+    Tilt(learning_rate=0.0002, steps=200, margin=4.0, retain=6.0, target=0.02)
     """
     if name not in _METHODS:
         raise ValueError(f"no method {name!r}; there are: {', '.join(_METHODS)}")
     settings = dict(settings or {})
-    known = [entry.name for entry in fields(_METHODS[name])]  # type: ignore[arg-type]
+    known = [entry.name for entry in fields(_METHODS[name])]
     if unknown := sorted(set(settings) - set(known)):
         raise ValueError(f"{name} has no setting {unknown[0]!r}; it has: {', '.join(known)}")
     return _METHODS[name](**settings)

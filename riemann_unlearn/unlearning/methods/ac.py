@@ -9,11 +9,11 @@ from torch import Tensor
 
 from riemann_unlearn.losses import AlignmentCalibration
 from riemann_unlearn.losses.calibration import GAMMA
-from riemann_unlearn.unlearning.methods.base import Step, check_settings, setting
+from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, Problem, Step, setting
 
 
 @dataclass(frozen=True)
-class AC:
+class AC(GradientMethod):
     """Alignment Calibration (Wang et al. 2024) in the model's own similarity.
 
     Cosine for a Euclidean model, negative geodesic distance for a hyperbolic one; without the cones
@@ -32,17 +32,17 @@ class AC:
     beta: float = setting(1.0, 0, 1e4, "weight of positive alignment calibration")
     gamma: float = setting(GAMMA, 0, 1e4, "weight of performance preserving")
 
-    def __post_init__(self) -> None:
-        """Refuse settings outside their ranges."""
-        check_settings(self)
-
-    def terms(self, step: Step) -> dict[str, Tensor]:
+    def objective(self, problem: Problem) -> Objective:
         """AC's terms, summed over the levels."""
         loss = AlignmentCalibration(
             alpha=self.alpha,
             beta=self.beta,
             gamma=self.gamma,
             epsilon=self.epsilon,
-            geometry=step.model.geometry,
+            geometry=problem.model.geometry,
         )
-        return step.sum_over_levels(loss)
+
+        def terms(step: Step) -> dict[str, Tensor]:
+            return step.calibrate(loss)
+
+        return terms

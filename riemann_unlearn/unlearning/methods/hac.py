@@ -9,11 +9,11 @@ from torch import Tensor
 
 from riemann_unlearn.losses import HyperbolicAlignmentCalibration
 from riemann_unlearn.losses.calibration import GAMMA
-from riemann_unlearn.unlearning.methods.base import Step, check_settings, setting
+from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, Problem, Step, setting
 
 
 @dataclass(frozen=True)
-class HAC:
+class HAC(GradientMethod):
     """Alignment Calibration on the hyperboloid, with entailment calibration and norm regularization.
 
     The loss is :class:`riemann_unlearn.losses.HyperbolicAlignmentCalibration`, summed over the levels
@@ -37,11 +37,7 @@ class HAC:
     eta: float = setting(1.0, 0, 1e4, "weight of norm regularization")
     entailment_weight: float = setting(0.2, 0, 1e4, "weight of the retain pairs' entailment")
 
-    def __post_init__(self) -> None:
-        """Refuse settings outside their ranges."""
-        check_settings(self)
-
-    def terms(self, step: Step) -> dict[str, Tensor]:
+    def objective(self, problem: Problem) -> Objective:
         """HAC's terms, summed over the levels."""
         loss = HyperbolicAlignmentCalibration(
             alpha=self.alpha,
@@ -52,4 +48,8 @@ class HAC:
             epsilon=self.epsilon,
             entailment_weight=self.entailment_weight,
         )
-        return step.sum_over_levels(loss)
+
+        def terms(step: Step) -> dict[str, Tensor]:
+            return step.calibrate(loss)
+
+        return terms

@@ -1,0 +1,59 @@
+"""Null-space projection: the forgotten captions' directions, out of the image tower's last layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from riemann_unlearn.data.captions import name_caption, subcategory_caption
+from riemann_unlearn.evaluation.encoding import encode_texts
+from riemann_unlearn.unlearning.methods.base import DirectMethod, Problem, setting
+
+
+@dataclass(frozen=True)
+class NullSpace(DirectMethod):
+    r"""Closed form, without images and without steps (Mishra et al. 2025, on CLIP).
+
+    With U an orthonormal basis of the span of the forgotten captions' features, the image features become
+
+    .. math:: v ← (I - λ U U^⊤)\,v,
+
+    folded into the weights of the tower's last layer. The basis holds the leading ``rank`` singular
+    vectors. On the hyperboloid v is the tangent vector at the origin, so that with λ = 1 the image is
+    moved to the totally geodesic subspace perpendicular to the forgotten directions: the Lorentz
+    counterpart. (The orthogonal projection of the *point* onto that subspace has the same direction, and a
+    radius that no linear layer can give: artanh of tanh r times the cosine, instead of r times the cosine.)
+    """
+
+    name: ClassVar[str] = "nullspace"
+    description: ClassVar[str] = "Closed-form projection of the forgotten captions' subspace"
+    paper: ClassVar[str] = "arXiv 2512.14137"
+
+    rank: int = setting(8, 1, 1_000_000, "largest dimension of the subspace that is removed")
+    strength: float = setting(1.0, 0, 1, "λ: 1 removes the subspace, less leaves a part of it")
+
+    def apply(self, problem: Problem, *, seed: int, folder: Path | None, progress: bool) -> None:
+        """Multiply the last layer's weights."""
+        basis = self.basis(problem)
+        problem.model.transform_image_features_(
+            torch.eye(len(basis), dtype=basis.dtype, device=basis.device) - self.strength * basis @ basis.mT
+        )
+
+    def basis(self, problem: Problem) -> Tensor:
+        """Orthonormal columns that span the forgotten captions, shape (D, at most ``rank``)."""
+        taxonomy, selection = problem.dataset.taxonomy, problem.selection
+        captions = [name_caption(taxonomy.concepts[i]) for i in selection.concepts.nonzero()[:, 0].tolist()]
+        captions += [
+            subcategory_caption(taxonomy.subcategories[i])
+            for i in selection.subcategories.nonzero()[:, 0].tolist()
+        ]
+        features = encode_texts(problem.model, captions).double()
+        left, values, _ = torch.linalg.svd(features.mT, full_matrices=False)
+        # Captions that are linear combinations of others add no direction, but for rounding.
+        significant = int((values > values[0] * 1e-6).sum())
+        basis: Tensor = left[:, : min(self.rank, significant)]
+        return basis

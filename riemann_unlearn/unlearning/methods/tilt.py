@@ -1,0 +1,105 @@
+"""Tilted distillation: what the model knew, without what it has to forget."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from riemann_unlearn.data.captions import category_caption, name_caption, subcategory_caption
+from riemann_unlearn.evaluation.encoding import encode_texts
+from riemann_unlearn.models import DualEncoder
+from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, Problem, Step, setting
+
+
+@dataclass(frozen=True)
+class Tilt(GradientMethod):
+    r"""Hold images to the frozen model's own distribution over captions, with the forgotten ones masked out.
+
+    At each level of the taxonomy let :math:`q(t|i) ∝ \exp τ s(i,t)` be the model's distribution over *all*
+    captions of the level, :math:`p` that of the model as it was, and :math:`\tilde p` the same with the
+    forgotten captions :math:`F` masked out and the rest renormalized: where the mass goes, to siblings and
+    to the parent, is for the model's geometry to say, and no taxonomy has to. Then
+
+    .. math::
+        L = ρ\,\mathrm{mean}_{i∈R}\,\mathrm{KL}(\tilde p\,\|\,q)
+          + \mathrm{mean}_{i∈U}\,\max\Bigl(0,\; m + \log\frac{q(F|i)}{1-q(F|i)}\Bigr)
+          + κ\,\mathrm{mean}_{i∈U}\,\mathrm{KL}(\tilde p\,\|\,q).
+
+    The middle term asks that captions to be forgotten hold at most :math:`e^{-m}` of the odds, and is
+    exactly 0 once they do: the objective is bounded, and with the forgotten gone the steps that are
+    left repair what is retained. Only the image tower moves. Captions therefore stay where they are, all
+    of them can be candidates at every step for the price of one matrix product, and a caption never
+    used in unlearning means what it meant and finds no image any more.
+    """
+
+    name: ClassVar[str] = "tilt"
+    description: ClassVar[str] = "Tilted distillation: the frozen model's distribution without the forgotten"
+    paper: ClassVar[str] = "docs/unlearning.md"
+
+    learning_rate: float = setting(2e-4, 1e-8, 1.0, "of Riemannian Adam, at its largest")
+    steps: int = setting(200, 1, 1_000_000, "optimizer steps")
+    margin: float = setting(3.0, 0, 100, "m: log odds against a forgotten caption that are enough")
+    retain: float = setting(6.0, 0, 1e4, "ρ: weight of the retained images' divergence")
+    target: float = setting(0.02, 0, 1e4, "κ: weight of the forgotten images' divergence")
+
+    def parameters(self, model: DualEncoder) -> list[nn.Parameter]:
+        """The weights of the image tower."""
+        return [p for p in model.visual.parameters() if p.ndim > 0]
+
+    def rate(self, step: int) -> float:
+        """Linear warm-up over ten steps, then half a cosine down to zero."""
+        return min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def objective(self, problem: Problem) -> Objective:
+        """The loss against the model as it is now."""
+        frozen = copy.deepcopy(problem.model).requires_grad_(False)
+        captions = _captions(problem)
+        scale = frozen.logit_scale.exp()
+
+        def terms(step: Step) -> dict[str, Tensor]:
+            with torch.no_grad():
+                before = frozen.encode_image(frozen.preprocess(step.batch.images))
+            return step.sum_over_levels(lambda level: one_level(step, level, before))
+
+        def one_level(step: Step, level: str, before: Tensor) -> dict[str, Tensor]:
+            texts, gone = captions[level], problem.forgotten(level).to(before.device)
+            logits = scale * step.model.similarity(step.image_features, texts)
+            tilted = (scale * frozen.similarity(before, texts)).masked_fill(gone, -math.inf)
+            divergence = _divergence(tilted, logits)
+            forget = step.forget[level].to(before.device)
+            found = {"retain_loss": self.retain * _mean(divergence[~forget])}
+            if gone.any():
+                odds = logits[forget][:, gone].logsumexp(1) - logits[forget][:, ~gone].logsumexp(1)
+                found["odds_loss"] = _mean(F.relu(self.margin + odds))
+                found["target_loss"] = self.target * _mean(divergence[forget])
+            return found
+
+        return terms
+
+
+def _captions(problem: Problem) -> dict[str, Tensor]:
+    """By level, the features of all captions of the taxonomy."""
+    taxonomy, model = problem.dataset.taxonomy, problem.model
+    return {
+        "name": encode_texts(model, [name_caption(concept) for concept in taxonomy.concepts]),
+        "subcategory": encode_texts(model, [subcategory_caption(name) for name in taxonomy.subcategories]),
+        "category": encode_texts(model, [category_caption(name) for name in taxonomy.categories]),
+    }
+
+
+def _divergence(target: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(target) ‖ softmax(logits)) of each row; -∞ in ``target`` is a probability of 0."""
+    wanted = target.softmax(1)
+    entropy = torch.xlogy(wanted, wanted).sum(1)
+    return entropy - (wanted * logits.log_softmax(1)).sum(1)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean, 0 of nothing."""
+    return values.sum() / max(1, values.numel())

@@ -1,0 +1,48 @@
+"""Which weights to move: those that the forgotten depend on most.
+
+SalUn (Fan et al. 2024, arXiv 2310.12508) moves only the weights with the largest gradient of the forget loss,
+and leaves the others as they are; any method can be run on top of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def saliency_masks(gradients: Sequence[Tensor | None], share: float) -> list[Tensor | None]:
+    """Masks of the ``share`` of all entries that are largest in absolute value.
+
+    Parameters
+    ----------
+    gradients : sequence of Tensor or None
+        Of the forget loss, one for each parameter; None for one it does not depend on.
+    share : float
+        In (0, 1]. Ties at the threshold are all in.
+
+    Returns
+    -------
+    list of Tensor or None
+        bool, in the shapes of ``gradients``; None where the gradient is.
+
+    Raises
+    ------
+    ValueError
+        For a share outside (0, 1], or when there is no gradient at all.
+
+    Examples
+    --------
+    >>> saliency_masks([torch.tensor([0.1, -3.0]), None, torch.tensor([2.0, 0.5])], 0.5)
+    [tensor([False,  True]), None, tensor([ True, False])]
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}")
+    known = [gradient.abs().flatten() for gradient in gradients if gradient is not None]
+    if not known:
+        raise ValueError("the forget loss depends on none of the parameters")
+    every = torch.cat(known)
+    count = max(1, round(share * every.numel()))
+    threshold = every.kthvalue(every.numel() - count + 1).values
+    return [None if gradient is None else gradient.abs() >= threshold for gradient in gradients]
