@@ -1,5 +1,6 @@
 """Unlearning: a registry of methods, and the loop that runs them."""
 
+from riemann_unlearn.unlearning.index import IndexResult, unlearn_index
 from riemann_unlearn.unlearning.loop import (
     Interrupted,
     RunConfig,
@@ -10,6 +11,7 @@ from riemann_unlearn.unlearning.loop import (
 from riemann_unlearn.unlearning.methods import create_method, list_methods
 
 __all__ = [
+    "IndexResult",
     "Interrupted",
     "RunConfig",
     "UnlearningResult",
@@ -17,4 +19,5 @@ __all__ = [
     "list_methods",
     "read_config",
     "unlearn",
+    "unlearn_index",
 ]

@@ -69,11 +69,17 @@ def test_the_same_seed_gives_the_same_model_and_another_does_not(world: Dataset)
     assert runs[0].history != runs[2].history
 
 
-def test_forgetting_forgets(world: Dataset) -> None:
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("tilt", {"steps": 60, "learning_rate": 1e-3}),
+        ("hac", {"steps": 60, "learning_rate": 1e-3, "beta": 10.0, "gamma": 0.0}),
+    ],
+)
+def test_forgetting_forgets(method: str, settings: dict[str, float], world: Dataset) -> None:
     """A model that has learned the world no longer finds the fruit, and still finds the rest."""
     model = learned(world)
-    settings = {"steps": 60, "learning_rate": 1e-3, "beta": 10.0, "gamma": 0.0}
-    result = ru.unlearn(model, world, forget="food-fruit", settings=settings, progress=False)
+    result = ru.unlearn(model, world, forget="food-fruit", settings=settings, method=method, progress=False)
     before, after = result.metrics["before"], result.metrics["after"]
     assert before["forget"]["accuracy"] == 1.0
     assert after["forget"]["accuracy"] == 0.0
@@ -105,14 +111,14 @@ def test_an_interrupted_run_resumes_to_the_same_end(
     whole = forget(make_model("MERU"), world, output=tmp_path / "whole")
     real, taken = loop._Run._step, []
 
-    def interrupted(self: Any) -> dict[str, Any]:
+    def interrupted(self: Any, rate: float) -> dict[str, Any]:
         taken.append(1)
         if len(taken) == 4:
             raise KeyboardInterrupt
-        return real(self)
+        return real(self, rate)
 
     monkeypatch.setattr(loop._Run, "_step", interrupted)
-    with pytest.raises(Interrupted, match="interrupted after 3 of 6 steps; "):
+    with pytest.raises(Interrupted, match="interrupted after 3 steps; "):
         forget(make_model("MERU"), world, output=tmp_path / "parts")
     left = {p.name for p in (tmp_path / "parts").iterdir()}
     assert left == {"config.yaml", "history.jsonl", "checkpoint.pt"}
@@ -159,6 +165,19 @@ def test_a_bad_request_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         forget(meru, world, output=tmp_path / "run", **arguments)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_method_without_steps_runs_like_the_others(
+    model: DualEncoder, world: Dataset, tmp_path: Path
+) -> None:
+    result = forget(model, world, method="nullspace", settings={"rank": 3}, output=tmp_path / "run")
+    assert (result.metrics["steps"], result.history) == (0, [])
+    assert result.metrics["settings"] == {"rank": 3, "strength": 1.0}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "config.yaml",
+        "metrics.json",
+        "model.safetensors",
+    }
 
 
 def test_a_method_must_fit_the_geometry(world: Dataset) -> None:
