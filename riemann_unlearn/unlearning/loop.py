@@ -65,8 +65,9 @@ class RunConfig:
     settings: Mapping[str, float] = field(default_factory=dict)
     """Settings of the method that differ from its defaults."""
     seed: int = 0
-    forget_batch: int = 32
-    retain_batch: int = 96
+    forget_batch: int | None = None
+    """Pairs to be forgotten in a batch; None is the method's own number."""
+    retain_batch: int | None = None
     saliency: float = 1.0
     """Share of the weights that may move: those with the largest gradient of the forgotten pairs' loss."""
 
@@ -79,7 +80,7 @@ class RunConfig:
             raise ValueError(f"settings must be a mapping, got {self.settings!r}")
         for name in ("forget_batch", "retain_batch"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0, got {self.seed!r}")
@@ -111,8 +112,8 @@ def unlearn(
     method: str = DEFAULT_METHOD,
     settings: Mapping[str, float] | None = None,
     seed: int = 0,
-    forget_batch: int = 32,
-    retain_batch: int = 96,
+    forget_batch: int | None = None,
+    retain_batch: int | None = None,
     saliency: float = 1.0,
     output: str | Path | None = None,
     resume: bool = False,
@@ -135,8 +136,8 @@ def unlearn(
     seed : int
         Decides batches, views and captions; with the same seed on the same machine the result is
         bitwise the same.
-    forget_batch, retain_batch : int
-        Pairs of either kind in a batch.
+    forget_batch, retain_batch : int, optional
+        Pairs of either kind in a batch; by default as many as the method sets.
     saliency : float
         Share of the weights that may move, in (0, 1]: those with the largest gradient of the forgotten
         pairs' contrastive loss, as in SalUn (arXiv 2310.12508). 1 moves all that the method moves.
@@ -224,8 +225,6 @@ class _Run:
         self.model = model.eval()  # batch statistics stay those of training
         self.dataset, self.method, self.config = dataset, method, config
         self.problem = Problem(model, dataset, selection)
-        forget = selection.concepts[dataset.seen.concept]
-        self.forget_images, self.retain_images = forget.nonzero()[:, 0], (~forget).nonzero()[:, 0]
         self.generator = torch.Generator().manual_seed(config.seed)
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -234,6 +233,11 @@ class _Run:
             self.objective = method.objective(self.problem)
             self.trainable = method.parameters(model)
             self.optimizer = RiemannianAdam(self.trainable, lr=method.learning_rate)
+            forget = selection.concepts[dataset.seen.concept]
+            self.pools = (
+                (forget.nonzero()[:, 0], config.forget_batch or method.forget_batch),
+                ((~forget).nonzero()[:, 0], config.retain_batch or method.retain_batch),
+            )
             self.masks = self._saliency_masks() if config.saliency < 1 else None
 
     def apply(self, method: DirectMethod, folder: Path | None, progress: bool) -> None:
@@ -305,13 +309,9 @@ class _Run:
 
     def _draw(self, generator: torch.Generator) -> Tensor:
         """Indices of a batch, forget pairs first; each part without replacement where it can be."""
-        parts = []
-        for pool, count in (
-            (self.forget_images, self.config.forget_batch),
-            (self.retain_images, self.config.retain_batch),
-        ):
-            parts.append(pool[torch.randperm(len(pool), generator=generator)[:count]])
-        return torch.cat(parts)
+        return torch.cat(
+            [pool[torch.randperm(len(pool), generator=generator)[:count]] for pool, count in self.pools]
+        )
 
     def _evaluate(self) -> dict[str, Any]:
         return evaluate(self.model, self.dataset, forget=self.config.forget)

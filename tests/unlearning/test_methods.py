@@ -161,7 +161,7 @@ def test_the_l1_penalty_fades_out(meru: DualEncoder, world: Dataset) -> None:
     method = create_method("l1-sparse", {"steps": 10, "gamma": 0.5})
     assert isinstance(method, GradientMethod)
     objective = method.objective(task)
-    norm = sum(float(p.abs().sum()) for p in method.parameters(meru))
+    norm = sum(p.detach().abs().sum().item() for p in method.parameters(meru))
     for number in (0, 5, 9):
         penalty = objective(step(task, number))["l1_loss"]
         assert penalty.item() == pytest.approx(0.5 * (1 - number / 10) * norm, rel=1e-5)

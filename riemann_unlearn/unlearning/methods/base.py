@@ -154,6 +154,9 @@ class Method(ABC):
 class GradientMethod(Method):
     """A method that takes optimizer steps on batches of forget and retain pairs."""
 
+    forget_batch: ClassVar[int] = 32
+    retain_batch: ClassVar[int] = 96
+
     learning_rate: float
     steps: int
 

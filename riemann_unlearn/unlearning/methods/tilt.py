@@ -42,10 +42,12 @@ class Tilt(GradientMethod):
     description: ClassVar[str] = "Tilted distillation: the frozen model's distribution without the forgotten"
     paper: ClassVar[str] = "docs/unlearning.md"
 
-    learning_rate: float = setting(2e-4, 1e-8, 1.0, "of Riemannian Adam, at its largest")
+    retain_batch: ClassVar[int] = 144
+
+    learning_rate: float = setting(4e-4, 1e-8, 1.0, "of Riemannian Adam, at its largest")
     steps: int = setting(200, 1, 1_000_000, "optimizer steps")
-    margin: float = setting(3.0, 0, 100, "m: log odds against a forgotten caption that are enough")
-    retain: float = setting(6.0, 0, 1e4, "ρ: weight of the retained images' divergence")
+    margin: float = setting(4.0, 0, 100, "m: log odds against a forgotten caption that are enough")
+    retain: float = setting(12.0, 0, 1e4, "ρ: weight of the retained images' divergence")
     target: float = setting(0.02, 0, 1e4, "κ: weight of the forgotten images' divergence")
 
     def parameters(self, model: DualEncoder) -> list[nn.Parameter]:
