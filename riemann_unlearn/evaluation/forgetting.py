@@ -10,7 +10,7 @@ from riemann_unlearn.data import Dataset
 from riemann_unlearn.data import load as load_data
 from riemann_unlearn.evaluation.audit import audit as quick_audit
 from riemann_unlearn.evaluation.encoding import encode_images
-from riemann_unlearn.evaluation.full import full_audit
+from riemann_unlearn.evaluation.full import full_audit, require_sklearn
 from riemann_unlearn.evaluation.zero_shot import forget_and_retain, zero_shot
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.models import load as load_model
@@ -71,6 +71,8 @@ def evaluate(
         raise ValueError(f"audit must be 'quick' or 'full', got {audit!r}")
     if audit == "quick" and (before is not None or oracle is not None):
         raise ValueError("before and oracle belong to the full audit; ask for audit='full'")
+    if audit == "full":
+        require_sklearn()
     dataset = data if isinstance(data, Dataset) else load_data(data)
     selection = dataset.taxonomy.select([forget] if isinstance(forget, str) else forget)
     encoder = model if isinstance(model, DualEncoder) else load_model(model)

@@ -71,8 +71,7 @@ def full_audit(
     ValueError
         When scikit-learn is not installed, "after" is missing, or a role is none of the three.
     """
-    if importlib.util.find_spec("sklearn") is None:
-        raise ValueError("the full audit needs scikit-learn: pip install 'riemann-unlearn[audit]'")
+    require_sklearn()
     if "after" not in models or not set(models) <= set(ROLES):
         raise ValueError(f"models must be given by role, 'after' among {ROLES}; got {sorted(models)}")
     roles = [role for role in ROLES if role in models]
@@ -83,9 +82,7 @@ def full_audit(
         "zero_shot": lambda s: _zero_shot(s, by_concept),
         "retrieval": lambda s: retrieval(s, by_concept),
         "paraphrase": lambda s: _paraphrase(s, dataset),
-        "over_unlearning": lambda s: (
-            over_unlearning(subjects["before"], s, seed) if "before" in subjects else None
-        ),
+        "over_unlearning": lambda s: over_unlearning(s, subjects.get("before"), seed),
         "recovery": lambda s: recovery(s, seed),
         "relearning": lambda s: relearning(s, seed),
         "membership": lambda s: membership(s, subjects.get("oracle"), seed),
@@ -94,12 +91,8 @@ def full_audit(
     }
     report: dict[str, Any] = {name: {} for name in measures}
     seconds: dict[str, float] = {}
-    bar = tqdm(
-        total=len(roles) * (1 + len(measures)),
-        desc="audit",
-        unit="measure",
-        disable=None if progress else True,
-    )
+    total = len(roles) * (1 + len(measures))
+    bar = tqdm(total=total, desc="audit", unit="measure", disable=None if progress else True)
 
     def timed(name: str, measure: Callable[[], Any]) -> Any:
         bar.set_postfix_str(name)
@@ -119,6 +112,12 @@ def full_audit(
     names = torch.unique(dataset.taxonomy.subcategory_of[near]).tolist()
     report["neighbours"] = [dataset.taxonomy.subcategories[i] for i in names]
     return {**report, "seconds": seconds}
+
+
+def require_sklearn() -> None:
+    """Raise ValueError where scikit-learn, which the probes are made with, is not installed."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise ValueError("the full audit needs scikit-learn: pip install 'riemann-unlearn[audit]'")
 
 
 def _zero_shot(subject: Encoded, by_concept: dict[str, Tensor]) -> dict[str, Any]:

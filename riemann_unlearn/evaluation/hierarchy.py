@@ -49,8 +49,8 @@ def hierarchy(subject: Encoded) -> dict[str, Any] | None:
     dict
         ``radii[kind][group]``: five quantiles (5, 25, 50, 75, 95 %); ``violations[pair][group]``:
         ``{"share", "excess"}``; ``traversals``: a list of ``{"name", "group", "image", "by_cone",
-        "by_distance"}``, the image a data URI, the paths lists of ``[caption or None, share of the way it is met on]`` from the
-        image on.
+        "by_distance"}``, the image a data URI, the paths lists of ``[caption, share of the way it is met
+        on]`` from the image on, the caption None where nothing is met.
     """
     c = subject.model.curvature
     if c is None:

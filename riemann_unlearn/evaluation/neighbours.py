@@ -49,16 +49,19 @@ def siblings(taxonomy: Taxonomy, selection: Selection) -> Tensor:
     return near
 
 
-def over_unlearning(before: Encoded, after: Encoded, seed: int = 0) -> float | None:
-    """OU@ε between two models, in nats; 0 when nothing changed, None where nothing is left to compare.
+def over_unlearning(subject: Encoded, before: Encoded | None, seed: int = 0) -> float | None:
+    """OU@ε of a model, in nats; 0 when nothing changed, None where nothing is there to compare.
 
     Parameters
     ----------
-    before, after : Encoded
-        The same dataset and selection, by the untouched model and by another.
+    subject : Encoded
+    before : Encoded or None
+        The same dataset and selection by the untouched model.
     seed : int
         Decides the noise.
     """
+    if before is None:
+        return None
     data, _ = before.test
     rows = evenly(before.selection.concepts[data.concept].nonzero()[:, 0], MOST_IMAGES)
     kept = ~before.selection.subcategories
@@ -68,7 +71,7 @@ def over_unlearning(before: Encoded, after: Encoded, seed: int = 0) -> float | N
     generator = torch.Generator().manual_seed(seed)
     noise = (2 * torch.rand(images.shape, generator=generator) - 1) * EPSILON
     images = (images + noise).clamp(0, 1)
-    first, second = (_log_probabilities(subject, images, kept) for subject in (before, after))
+    first, second = (_log_probabilities(one, images, kept) for one in (before, subject))
     return max(0.0, F.kl_div(second, first, log_target=True, reduction="batchmean").item())
 
 
