@@ -35,7 +35,7 @@ def test_run_writes_a_run_directory_and_a_table(
     assert main([*run, "--output", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "accuracy (subcategory)" in printed
-    assert "held-out vendor" in printed
+    assert "held-out images" in printed
     assert {p.name for p in folder.iterdir()} == {
         "config.yaml",
         "history.jsonl",
