@@ -37,7 +37,7 @@ def alignment(subject: Encoded, before: Encoded | None = None) -> dict[str, Any]
     ----------
     subject : Encoded
     before : Encoded, optional
-        The same data seen by the untouched model; one of another geometry is left out of account.
+        The same data seen by the untouched model.
 
     Returns
     -------
@@ -61,9 +61,7 @@ def alignment(subject: Encoded, before: Encoded | None = None) -> dict[str, Any]
         "captions": [name_caption(taxonomy.concepts[i]) for i in data.concept[rows].tolist()],
         "forgotten": len(first),
     }
-    # Distances and cosines have no difference.
-    comparable = before is not None and before.model.geometry == subject.model.geometry
-    if before is not None and before is not subject and comparable:
+    if before is not None and before is not subject:
         report["gap"] = _rounded(_matrix(before, rows, data.concept[rows]) - matrix)
         gone, kept = evenly(gone, MOST_PAIRS), evenly(kept, MOST_PAIRS)
         concepts = torch.unique(data.concept[gone])

@@ -69,11 +69,15 @@ def full_audit(
     Raises
     ------
     ValueError
-        When scikit-learn is not installed, "after" is missing, or a role is none of the three.
+        When scikit-learn is not installed, "after" is missing, a role is none of the three, or the models
+        are not of one geometry.
     """
     require_sklearn()
     if "after" not in models or not set(models) <= set(ROLES):
         raise ValueError(f"models must be given by role, 'after' among {ROLES}; got {sorted(models)}")
+    kinds = {role: model.geometry for role, model in models.items()}
+    if len(set(kinds.values())) > 1:
+        raise ValueError(f"the models must share a geometry, to be compared; got {kinds}")
     roles = [role for role in ROLES if role in models]
     near = siblings(dataset.taxonomy, selection)
     by_concept = {"forget": selection.concepts, "neighbours": near, "retain": ~selection.concepts}

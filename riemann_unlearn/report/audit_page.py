@@ -10,8 +10,10 @@ from riemann_unlearn.report.figures import bounds_of, heat_map, radii_chart, sho
 
 AUDIT_STYLE = """
 section { border-top: 2px solid #e5e9ef; margin-top: 2rem; } section p { color: #586474; max-width: 46rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem 2rem;
-          margin-top: 1rem; }
+section td:not(:first-child), section th:not(:first-child) { width: 9rem; }
+.charts { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 1rem 2rem; margin-top: 1rem; }
+@media (max-width: 40rem) { .charts { grid-template-columns: minmax(0, 1fr); } }
+.chart { grid-column: span 2; }
 .wide { grid-column: 1 / -1; } .axis { fill: #586474; font-size: 11px; }
 .grid { stroke: #e5e9ef; fill: none; } path.chance { fill: none; stroke-dasharray: 4 3; }
 svg.matrix { border: 1px solid #d8dee6; } svg.matrix image { image-rendering: pixelated; }
@@ -79,7 +81,13 @@ def _alignment(values: dict[str, Any]) -> str:
         if matrices:
             bounds = bounds_of(list(matrices.values()))
             parts += [
-                heat_map(f"{ROLE_NAMES[role]}: {name}", matrix, values[role]["forgotten"], bounds)
+                heat_map(
+                    f"{ROLE_NAMES[role]}: {name}",
+                    matrix,
+                    values[role]["forgotten"],
+                    bounds,
+                    signed=kind == "gap",
+                )
                 for role, matrix in matrices.items()
             ]
     return "".join(parts)

@@ -106,6 +106,7 @@ def audit_tables(full: dict[str, Any]) -> list[AuditTable]:
         found = {role: rows_of(value) for role, value in full[family].items() if value is not None}
         labels = list(dict.fromkeys(label for rows in found.values() for label in rows))
         rows = [(label, [rows.get(label, "–") for rows in found.values()]) for label in labels]
+        rows = [(label, cells) for label, cells in rows if set(cells) != {"–"}]
         if rows:
             tables.append(AuditTable(family, title, reading, list(found), rows))
     return tables

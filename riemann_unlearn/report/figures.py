@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from html import escape
 from typing import Any
 
@@ -52,10 +51,12 @@ def shots_chart(title: str, curves: dict[str, tuple[list[int], list[float]]], ch
         f'<svg viewBox="0 0 360 190" role="img" aria-label="{escape(title)}"><g class="axis">{grid}{labels}'
         f'<text x="196" y="186" text-anchor="middle">shots</text></g>{lines}</svg>'
     )
-    return _figure(picture, f"<b>{escape(title)}</b> {_legend(list(curves))}")
+    return _figure(picture, f"<b>{escape(title)}</b> {_legend(list(curves))}", "chart")
 
 
-def heat_map(title: str, matrix: list[list[float]], forgotten: int, bounds: tuple[float, float]) -> str:
+def heat_map(
+    title: str, matrix: list[list[float]], forgotten: int, bounds: tuple[float, float], *, signed: bool
+) -> str:
     """A matrix in colours, with a line between the forgotten pairs and the retained ones.
 
     Parameters
@@ -66,18 +67,19 @@ def heat_map(title: str, matrix: list[list[float]], forgotten: int, bounds: tupl
     forgotten : int
         Rows and columns before the line.
     bounds : tuple of float
-        The values that are white and blue; where they have unlike signs 0 is white, the highest orange and
-        the lowest blue.
+        The lowest and the highest value of the scale.
+    signed : bool
+        Whether 0 is white, what is above it orange and what is below blue; else the scale goes from white
+        to blue.
     """
     low, high = bounds
     values = np.array(matrix)
-    if low < 0 < high:
-        most = max(-low, high)
-        share = (np.abs(values) / most).clip(0, 1)[..., None]
-        colours = _WHITE + share * (np.where((values > 0)[..., None], _ORANGE, _BLUE) - _WHITE)
+    if signed:
+        share = values / (max(-low, high) or 1.0)
+        target = np.where((values > 0)[..., None], _ORANGE, _BLUE)
     else:
-        share = ((values - low) / ((high - low) or 1.0)).clip(0, 1)[..., None]
-        colours = _WHITE + share * (_BLUE - _WHITE)
+        share, target = (values - low) / ((high - low) or 1.0), _BLUE
+    colours = _WHITE + np.abs(share)[..., None] * (target - _WHITE)
     buffer = io.BytesIO()
     Image.fromarray(colours.round().astype(np.uint8)).save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -87,7 +89,7 @@ def heat_map(title: str, matrix: list[list[float]], forgotten: int, bounds: tupl
         f'<image href="data:image/png;base64,{data}" width="{n}" height="{n}"/>'
         f'<path d="M{forgotten} 0V{n}M0 {forgotten}H{n}"/></svg>'
     )
-    return _figure(picture, f"<b>{escape(title)}</b>, {low:.2f} to {high:.2f}")
+    return _figure(picture, f"<b>{escape(title)}</b>, {low:.2f} to {high:.2f}", "map")
 
 
 def radii_chart(radii: dict[str, dict[str, dict[str, list[float] | None]]]) -> str:
@@ -118,7 +120,7 @@ def radii_chart(radii: dict[str, dict[str, dict[str, list[float] | None]]]) -> s
             y, colour = top + 6 + 10 * j, ROLE_COLOURS[role]
             parts.append(
                 f'<path stroke="{colour}" d="M{x[0]:.1f} {y}H{x[4]:.1f}"/>'
-                f'<rect fill="{colour}" x="{x[1]:.1f}" y="{y - 3}" width="{max(1.0, x[3] - x[1]):.1f}" '
+                f'<rect fill="{colour}" x="{x[1]:.1f}" y="{y - 3}" width="{max(4.0, x[3] - x[1]):.1f}" '
                 f'height="6"/><path stroke="#fff" d="M{x[2]:.1f} {y - 3}V{y + 3}"/>'
             )
     height = 12 + step * len(present)
@@ -129,11 +131,9 @@ def radii_chart(radii: dict[str, dict[str, dict[str, list[float] | None]]]) -> s
     )
     picture = (
         f'<svg viewBox="0 0 660 {height + 20}" role="img" aria-label="radii"><g class="axis">{ticks}</g>'
-        f'<g font-size="12">{"".join(parts)}</g></svg>'
+        f'<g font-size="12" fill="#1c2430">{"".join(parts)}</g></svg>'
     )
-    return _figure(
-        picture, f"<b>Radii r = √c·|v|</b>, 5, 25, 50, 75 and 95 % {_legend(list(radii))}", wide=True
-    )
+    return _figure(picture, f"<b>Radii r = √c·|v|</b>, 5, 25, 50, 75 and 95 % {_legend(list(radii))}", "wide")
 
 
 def traversal_chart(traversals: dict[str, list[dict[str, Any]]]) -> str:
@@ -167,7 +167,7 @@ def traversal_chart(traversals: dict[str, list[dict[str, Any]]]) -> str:
         "".join(rows),
         f"<b>From the image (left) to the origin (right)</b>: {what}; blank where there is none "
         f"{'' if kind == 'by_cone' else 'nearer than the origin'}",
-        wide=True,
+        "wide",
     )
 
 
@@ -187,13 +187,11 @@ def _legend(roles: list[str]) -> str:
     return " ".join(f'<span style="color:{ROLE_COLOURS[role]}">■ {ROLE_NAMES[role]}</span>' for role in roles)
 
 
-def _figure(picture: str, caption: str, wide: bool = False) -> str:
-    kind = ' class="wide"' if wide else ""
-    return f"<figure{kind}>{picture}<figcaption>{caption}</figcaption></figure>"
+def _figure(picture: str, caption: str, kind: str) -> str:
+    return f'<figure class="{kind}">{picture}<figcaption>{caption}</figcaption></figure>'
 
 
 def bounds_of(matrices: list[list[list[float]]]) -> tuple[float, float]:
     """Lowest and highest entry of several matrices, for one scale of colours."""
     values = [value for matrix in matrices for row in matrix for value in row]
-    low, high = min(values), max(values)
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else (0.0, 1.0)
+    return min(values), max(values)
