@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from riemann_unlearn.data import Dataset
+from riemann_unlearn.evaluation import relearning as module
+from riemann_unlearn.evaluation.encoded import encode
+from riemann_unlearn.evaluation.relearning import relearning
+from riemann_unlearn.evaluation.zero_shot import zero_shot
+from riemann_unlearn.models import DualEncoder
+from tests.evaluation.worlds import subject
+
+
+@pytest.mark.parametrize("forget", ["food-fruit", "red apple"])
+def test_a_few_images_teach_an_untrained_model(
+    world: Dataset, model: DualEncoder, forget: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a group the accuracy is asked among the groups, of a single concept among the names."""
+    monkeypatch.setattr(module, "LEARNING_RATE", 3e-3)
+    monkeypatch.setattr(module, "STEPS", (1, 25))
+    one = encode(model, world, world.taxonomy.select([forget]))
+    found = relearning(one)
+    assert found is not None
+    assert world.heldout is not None
+    groups = {"forget": one.selection.concepts[world.heldout.concept]}
+    measure = "accuracy" if forget == "food-fruit" else "recall_at_1"
+    before = zero_shot(model, world.heldout, groups)["forget"][measure]
+    assert found["start"] == before
+    assert found["shots"] == ([1, 2, 4] if forget == "food-fruit" else [1, 2])
+    assert set(found["by_steps"]) == {"1", "25"}
+    assert found["by_steps"]["25"] == found["accuracy"]
+    assert max(found["accuracy"]) == 1.0
+
+
+def test_without_images_of_the_forgotten_there_is_nothing_to_learn() -> None:
+    concept = torch.tensor([0, 1])
+    assert relearning(subject(["owl"], (concept, torch.eye(2, 5)), (concept, torch.eye(2, 5)))) is None
