@@ -159,8 +159,8 @@ def traversal_chart(traversals: dict[str, list[dict[str, Any]]]) -> str:
         )
         group = "forgotten" if shown["group"] == "forget" else "neighbour"
         rows.append(
-            f'<div class="walk"><div><img src="{escape(shown["image"])}" alt="" width="48" height="48"><br>'
-            f"{escape(shown['name'])}<br><small>{group}</small></div><div>{strips}</div></div>"
+            f'<div class="walk"><div><img src="{escape(shown["image"])}" alt="" width="48" height="48"/><br/>'
+            f"{escape(shown['name'])}<br/><small>{group}</small></div><div>{strips}</div></div>"
         )
     what = "the nearest caption whose cone holds the point" if kind == "by_cone" else "the nearest caption"
     return _figure(
