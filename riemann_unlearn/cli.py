@@ -136,15 +136,40 @@ def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser(
         "evaluate",
         help="measure a model on what is forgotten and what is retained",
-        description="Accuracy and recall of a saved model, on forgotten and on retained concepts.",
+        description=(
+            "Accuracy and recall of a saved model, on forgotten and on retained concepts. A full audit also "
+            "asks whether the forgotten is in the features still, comes back, or shows that it was there."
+        ),
+        epilog="For example: riemann-unlearn evaluate --model runs/DIR --audit full --output runs/DIR",
     )
     evaluate.add_argument("--model", default="meru-emoji", help="bundled model, checkpoint or run")
-    evaluate.add_argument("--data", default="emoji", help="bundled dataset or folder of shards")
+    evaluate.add_argument("--data", help="dataset or folder of shards (default: the run's, else emoji)")
     evaluate.add_argument(
         "--forget",
         action="append",
         metavar="CONCEPT",
         help="what counts as forgotten; repeatable (default: what the run forgot, else food-fruit)",
+    )
+    evaluate.add_argument(
+        "--audit",
+        choices=("quick", "full"),
+        default="quick",
+        help="full also asks the features, relearning, membership inference, alignment and hierarchy: about "
+        "a minute (default: quick)",
+    )
+    evaluate.add_argument(
+        "--before", metavar="MODEL", help="untouched model, for a full audit (default: the one the run is of)"
+    )
+    evaluate.add_argument(
+        "--oracle", metavar="MODEL", help="model trained without the forgotten, for a full audit"
+    )
+    evaluate.add_argument("--seed", type=int, default=0, help="of a full audit (default: 0)")
+    evaluate.add_argument(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="write a full audit to audit.json and report.html there; in a run directory it becomes a part "
+        "of the run's report",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     evaluate.set_defaults(command=_evaluate)
@@ -296,11 +321,30 @@ def _train(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from riemann_unlearn.evaluation import evaluate
-    from riemann_unlearn.report import evaluation_table
+    from riemann_unlearn.io import atomic_write
+    from riemann_unlearn.report import AUDIT_NAME, evaluation_table, write_report
 
-    forget = options.forget or _forgotten_by(Path(options.model)) or [DEFAULT_FORGET]
-    report = evaluate(options.model, options.data, forget=forget)
-    report = {"model": options.model, "data": options.data, "forgotten": forget, **report}
+    run = _run_in(Path(options.model))
+    forget = options.forget or run.get("forget") or [DEFAULT_FORGET]
+    data = options.data or run.get("data") or "emoji"
+    full = options.audit == "full"
+    if options.output is not None and not full:
+        raise ValueError("--output is for a full audit; add --audit full")
+    report = evaluate(
+        options.model,
+        data,
+        forget=forget,
+        audit=options.audit,
+        before=options.before or (run.get("model") if full else None),
+        oracle=options.oracle,
+        seed=options.seed,
+        progress=True,
+    )
+    report = {"model": options.model, "data": data, "forgotten": forget, **report}
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        atomic_write(options.output / AUDIT_NAME, json.dumps(report, indent=1) + "\n")
+        write_report(options.output)
     print(json.dumps(report, indent=2) if options.json else evaluation_table(report))
 
 
@@ -417,10 +461,10 @@ def _new_folder(method: str, forget: Sequence[str], seed: int) -> Path:
     return folder
 
 
-def _forgotten_by(run: Path) -> list[str] | None:
-    """What the run in folder ``run`` forgot, if it is one."""
-    path = run / "metrics.json"
-    return list(json.loads(path.read_text())["forget"]) if path.is_file() else None
+def _run_in(folder: Path) -> dict[str, Any]:
+    """The metrics of the run in ``folder``, nothing if it holds none."""
+    path = folder / "metrics.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 if __name__ == "__main__":

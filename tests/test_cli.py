@@ -35,7 +35,7 @@ def test_run_writes_a_run_directory_and_a_table(
     assert main([*run, "--output", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "accuracy (subcategory)" in printed
-    assert "held-out vendor" in printed
+    assert "held-out images" in printed
     assert {p.name for p in folder.iterdir()} == {
         "config.yaml",
         "history.jsonl",
@@ -237,3 +237,21 @@ def test_an_unexpected_failure_is_one_sentence_too(
     assert main([*run, "--output", str(tmp_path / "run")]) == 1
     assert capsys.readouterr().err.strip().endswith("No space left on device")
     assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_a_full_audit_is_kept_with_the_run(
+    run: list[str], tmp_path: Path, world_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main([*run, "--output", str(folder)]) == 0
+    capsys.readouterr()
+    full = ["evaluate", "--model", str(folder), "--audit", "full", "--output", str(folder), "--json"]
+    assert main(full) == 0
+    report = json.loads(capsys.readouterr().out)
+    # The run says what its data and its untouched model are.
+    assert report["data"] == str(world_path)
+    assert list(report["full_audit"]["recovery"]) == ["before", "after"]
+    assert json.loads((folder / "audit.json").read_text()) == report
+    assert "Membership inference" in (folder / "report.html").read_text(encoding="utf-8")
+    assert main(["evaluate", "--model", str(folder), "--output", str(folder)]) == 2
+    assert "add --audit full" in capsys.readouterr().err

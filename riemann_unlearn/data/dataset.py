@@ -17,6 +17,7 @@ from riemann_unlearn.data.shards import MANIFEST_NAME, read_shard
 from riemann_unlearn.data.taxonomy import Concept, Taxonomy
 
 _BUNDLED = {"emoji": Path(__file__).parent / "emoji"}
+_FASHION_MNIST = "fashion-mnist"
 
 
 @dataclass(frozen=True)
@@ -70,23 +71,24 @@ class Dataset:
 
 
 def list_datasets() -> list[str]:
-    """Names of the bundled datasets.
+    """Names of the datasets: the bundled one, and Fashion-MNIST, whose files are had elsewhere.
 
     Examples
     --------
     >>> list_datasets()
-    ['emoji']
+    ['emoji', 'fashion-mnist']
     """
-    return list(_BUNDLED)
+    return [*_BUNDLED, _FASHION_MNIST]
 
 
 def load(name_or_path: str | Path = "emoji") -> Dataset:
-    """Load a bundled dataset, or a folder of WebDataset shards.
+    """Load a dataset by name, or a folder of WebDataset shards.
 
     Parameters
     ----------
     name_or_path : str or Path
-        A name from :func:`list_datasets`, or a folder of ``.tar`` or ``.tar.gz`` files whose samples
+        A name from :func:`list_datasets`; or a folder with the four files of Fashion-MNIST (see
+        :mod:`riemann_unlearn.data.fashion_mnist`), or of ``.tar`` or ``.tar.gz`` files whose samples
         have an image and a ``json`` with ``name``, ``subcategory``, ``category`` and, if there are
         any, ``keywords``. Shards with "heldout" in their name, or so marked in a ``manifest.json``,
         are held out. Images are resized to the size of the first.
@@ -102,12 +104,18 @@ def load(name_or_path: str | Path = "emoji") -> Dataset:
     >>> emoji.seen.images.shape[1:]
     torch.Size([3, 48, 48])
     """
+    from riemann_unlearn.data.fashion_mnist import holds_fashion_mnist, load_fashion_mnist
+
+    if str(name_or_path) == _FASHION_MNIST:
+        return load_fashion_mnist()
     folder = _BUNDLED.get(str(name_or_path), Path(name_or_path))
     if not folder.is_dir():
         raise ValueError(
-            f"no dataset {str(name_or_path)!r}: neither a bundled one ({', '.join(_BUNDLED)}) "
+            f"no dataset {str(name_or_path)!r}: neither one of {', '.join(list_datasets())} "
             "nor a folder of shards"
         )
+    if holds_fashion_mnist(folder):
+        return replace(load_fashion_mnist(folder), name=str(name_or_path))
     shards = sorted([*folder.glob("*.tar"), *folder.glob("*.tar.gz")])
     if not shards:
         raise ValueError(f"{folder} has no .tar or .tar.gz file in it")

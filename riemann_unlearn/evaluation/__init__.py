@@ -2,6 +2,7 @@
 
 from riemann_unlearn.evaluation.audit import audit
 from riemann_unlearn.evaluation.forgetting import evaluate
+from riemann_unlearn.evaluation.full import full_audit
 from riemann_unlearn.evaluation.zero_shot import zero_shot
 
-__all__ = ["audit", "evaluate", "zero_shot"]
+__all__ = ["audit", "evaluate", "full_audit", "zero_shot"]

@@ -12,10 +12,13 @@ from typing import Any
 
 from riemann_unlearn._version import __version__
 from riemann_unlearn.io import atomic_write
+from riemann_unlearn.report.audit_page import AUDIT_STYLE, audit_sections
 from riemann_unlearn.report.tables import metric_rows
 from riemann_unlearn.unlearning.loop import HISTORY_NAME, METRICS_NAME
 
 REPORT_NAME = "report.html"
+AUDIT_NAME = "audit.json"
+"""A full evaluation, as ``riemann-unlearn evaluate --audit full --output DIR`` writes it."""
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -33,12 +36,13 @@ _COLOURS = ("#2563a8", "#c2410c", "#15803d", "#7e22ce", "#b8860b", "#0e7490", "#
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write ``report.html`` for the finished run in ``folder``, atomically.
+    """Write ``report.html`` for the finished run or the audit in ``folder``, atomically.
 
     Parameters
     ----------
     folder : str or Path
-        A run directory with ``metrics.json`` and ``history.jsonl``.
+        A run directory with ``metrics.json`` and ``history.jsonl``; or a folder with ``audit.json``; or one
+        with all of them.
 
     Returns
     -------
@@ -48,18 +52,36 @@ def write_report(folder: str | Path) -> Path:
     Raises
     ------
     ValueError
-        When ``folder`` holds no finished run.
+        When ``folder`` holds neither a finished run nor an audit.
     """
-    metrics, history = Path(folder) / METRICS_NAME, Path(folder) / HISTORY_NAME
-    if not (metrics.is_file() and history.is_file()):
-        raise ValueError(f"{folder} holds no finished run: expected {METRICS_NAME} and {HISTORY_NAME}")
-    records = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+    metrics, history, audit = (Path(folder) / name for name in (METRICS_NAME, HISTORY_NAME, AUDIT_NAME))
+    finished = metrics.is_file() and history.is_file()
+    if not finished and not audit.is_file():
+        raise ValueError(
+            f"{folder} holds no finished run: expected {METRICS_NAME} and {HISTORY_NAME}, or {AUDIT_NAME}"
+        )
+    audited = json.loads(audit.read_text(encoding="utf-8")) if audit.is_file() else None
+    sections = "" if audited is None else audit_sections(audited["full_audit"])
+    if finished:
+        records = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+        page = _run_page(json.loads(metrics.read_text(encoding="utf-8")), records, sections)
+    else:
+        page = _audit_page(audited, sections)
     path = Path(folder) / REPORT_NAME
-    atomic_write(path, _page(json.loads(metrics.read_text(encoding="utf-8")), records))
+    atomic_write(path, page)
     return path
 
 
-def _page(metrics: dict[str, Any], history: list[dict[str, Any]]) -> str:
+def _audit_page(audited: Any, sections: str) -> str:
+    forgotten = ", ".join(audited["forgotten"])
+    body = (
+        f"<p><b>{escape(audited['model'])}</b> on <b>{escape(audited['data'])}</b>; "
+        f"riemann_unlearn {__version__}.</p>{sections}"
+    )
+    return _html(f"Audit: {forgotten}", body)
+
+
+def _run_page(metrics: dict[str, Any], history: list[dict[str, Any]], sections: str) -> str:
     title = f"Forget {', '.join(metrics['forget'])}"
     tables = "".join(
         f"<h2>{escape(split.capitalize())}</h2>{_table(rows)}" for split, rows in metric_rows(metrics).items()
@@ -67,19 +89,24 @@ def _page(metrics: dict[str, Any], history: list[dict[str, Any]]) -> str:
     settings = "".join(
         f"<tr><td>{escape(name)}</td><td>{value:g}</td></tr>" for name, value in metrics["settings"].items()
     )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
-<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>
-<h1>{escape(title)}</h1>
-<p>Method <b>{escape(metrics["method"])}</b> on <b>{escape(metrics["model"])}</b>, data
+    body = f"""<p>Method <b>{escape(metrics["method"])}</b> on <b>{escape(metrics["model"])}</b>, data
 <b>{escape(metrics["data"])}</b>; seed {metrics["seed"]}, {metrics["steps"]} steps,
 {metrics["seconds"]:.0f} s; riemann_unlearn {__version__}.</p>
 <p class="note">Each bar shows before (grey) and after (blue); the line marks chance. What is
 forgotten should fall to chance at the level that was asked for; everything else should stay.</p>
-{tables}
+{tables}{sections}
 <h2>Loss terms</h2>{_curves(history)}
 <h2>Settings</h2><table><tr><th>setting</th><th>value</th></tr>{settings}</table>
-</body></html>
+"""
+    return _html(title, body)
+
+
+def _html(title: str, body: str) -> str:
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
+<meta name="viewport" content="width=device-width"><style>{_STYLE}{AUDIT_STYLE}</style></head><body>
+<h1>{escape(title)}</h1>
+{body}</body></html>
 """
 
 

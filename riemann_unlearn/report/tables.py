@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from riemann_unlearn.report.audit_tables import audit_text
+
 MEASURES = {
     "accuracy": "accuracy (subcategory)",
     "recall_at_1": "recall@1 (name)",
@@ -12,7 +14,7 @@ MEASURES = {
 }
 """The measures of :func:`riemann_unlearn.evaluation.zero_shot`, with the level each one asks about."""
 
-_SPLITS = {"seen renderings": (), "held-out vendor": ("heldout",)}
+_SPLITS = {"seen images": (), "held-out images": ("heldout",)}
 
 _AUDIT = {
     "paraphrase": ("by keywords (recall@1)", "recall_at_1"),
@@ -104,6 +106,8 @@ def evaluation_table(report: dict[str, Any]) -> str:
         if name in report["audit"]:
             part = report["audit"][name]
             lines.append(f"{label:31}{_percent(part['forget'])}{_percent(part['retain'])}")
+    if "full_audit" in report:
+        lines.append(audit_text(report["full_audit"]))
     return "\n".join(lines)
 
 

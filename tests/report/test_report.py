@@ -51,7 +51,7 @@ def test_the_table_shows_before_after_change_and_chance() -> None:
     assert "hac on meru<b>: forget food & drink (seed 0, 2 steps, 3 s)" in table
     row = next(line for line in table.splitlines() if line.startswith("accuracy (subcategory)"))
     assert row.split()[2:] == ["90.0", "0.0", "-90.0", "80.0", "75.0", "-5.0", "chance", "1.00"]
-    held_out = table.split("held-out vendor")[1]
+    held_out = table.split("held-out images")[1]
     row = next(line for line in held_out.splitlines() if line.startswith("recall@1"))
     assert row.split()[2:5] == ["–", "–", "–"]
     row = next(line for line in table.splitlines() if line.startswith("by keywords (recall@1)"))
