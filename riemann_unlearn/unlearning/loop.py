@@ -29,6 +29,7 @@ from tqdm import tqdm
 from riemann_unlearn.data import Dataset, Selection
 from riemann_unlearn.data import load as load_data
 from riemann_unlearn.data.batch import Batch, make_batch
+from riemann_unlearn.diagnostics import watch
 from riemann_unlearn.evaluation import evaluate
 from riemann_unlearn.io import atomic_write
 from riemann_unlearn.models import DualEncoder, save_model
@@ -209,6 +210,7 @@ class _Run:
         trainable = [p for p in model.parameters() if p.ndim > 0]
         self.optimizer = RiemannianAdam(trainable, lr=method.learning_rate)
         self.trainable = trainable
+        self.watch = watch(model)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -239,7 +241,8 @@ class _Run:
 
     def _step(self) -> dict[str, Any]:
         batch = make_batch(self.dataset.seen, self._draw(), self.model.image_size, self.generator)
-        terms = self.method.terms(self._encode(batch))
+        encoded = self._encode(batch)
+        terms = self.method.terms(encoded)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             raise RuntimeError(
@@ -251,10 +254,15 @@ class _Run:
         for parameter, gradient in zip(self.trainable, gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
+        figures: dict[str, float] = {}
+        if self.watch.due and (c := self.model.curvature) is not None:
+            figures = self.watch.tangents("image_features", encoded.image_features, c)
         return {
             "step": len(self.history) + 1,
             "loss": loss.item(),
             **{name: value.item() for name, value in terms.items()},
+            **figures,
+            **self.watch.step(),
         }
 
     def _draw(self) -> Tensor:
@@ -338,6 +346,7 @@ class _Run:
         self.generator.set_state(saved["generator"])
         self.history, self.seconds = saved["history"], saved["seconds"]
         self.before = saved["before"]
+        self.watch.steps = len(self.history)
 
 
 def open_run_directory(output: str | Path, config: RunConfig, resume: bool) -> Path:
