@@ -22,7 +22,7 @@ from riemann_unlearn.geometry.precision import wide_length
 
 __all__ = ["StabilityWarning", "Watch", "safe_radius", "watch"]
 
-_SAMPLE = 2048
+_SAMPLE = 512
 """Rows of a parameter that are looked at; quantiles of more would not differ by much."""
 _QUANTILES = (0.5, 0.99, 1.0)
 _RADII = ("radius_50", "radius_99", "radius_max")
