@@ -108,7 +108,8 @@ def centroid(x: Tensor, c: Curvature, weights: Tensor | None = None) -> Tensor:
     True
     """
     framed = point_frame(c, x.flatten(-2))  # in one unit
-    a, root = framed.wide()[0].unflatten(-1, x.shape[-2:]), framed.root
+    (flat,), root = framed.wide(), framed.root
+    a = flat.unflatten(-1, x.shape[-2:])  # type: ignore[no-untyped-call]
     w = torch.ones_like(a[..., 0]) if weights is None else weights.to(a)
     w = w / w.sum(-1, keepdim=True)
     times = torch.hypot(span(a), 1 / root[..., None])

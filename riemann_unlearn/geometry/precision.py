@@ -280,7 +280,7 @@ class _Scaled(torch.autograd.Function):
 class _ScaledForward(_Scaled):
     @staticmethod
     def jvp(ctx: Any, moved: Tensor, *_: None) -> Tensor:
-        (slope,) = ctx.saved_tensors
+        slope: Tensor = ctx.saved_tensors[0]
         return moved * slope
 
 

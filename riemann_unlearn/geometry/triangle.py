@@ -55,7 +55,8 @@ def triangle(
         Takes √c·(|p|-|q|), accurate, and r₁+r₂ to r₁-r₂.
     """
     root = framed.root
-    n1, n2, gap, sine, half_sine = corner(*framed.vectors[:2], framed.data)
+    p, q = framed.vectors[:2]
+    n1, n2, gap, sine, half_sine = corner(p, q, framed.data)
     r1, r2 = radius(bounded(root * n1)), radius(bounded(root * n2))
     return Triangle(r1, r2, radial_gap(bounded(root * gap), r1 + r2), sine, half_sine)
 
