@@ -18,12 +18,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from riemann_unlearn.geometry import dist0, from_poincare
+from riemann_unlearn.geometry.precision import wide_length
 
 __all__ = ["StabilityWarning", "Watch", "safe_radius", "watch"]
 
-_SAMPLE = 2048
+_SAMPLE = 512
 """Rows of a parameter that are looked at; quantiles of more would not differ by much."""
 _QUANTILES = (0.5, 0.99, 1.0)
+_RADII = ("radius_50", "radius_99", "radius_max")
 
 
 class StabilityWarning(UserWarning):
@@ -141,6 +143,18 @@ class Watch:
         self.history.append({"step": self.steps, **record})
         return record
 
+    @property
+    def due(self) -> bool:
+        """Whether the next step is one at which radii are looked at."""
+        return self.steps % self.every == 0
+
+    @torch.no_grad()
+    def tangents(self, name: str, vectors: Tensor, c: Tensor) -> dict[str, float]:
+        """Quantiles of the radii √c|v| of tangent vectors at the origin, which are safe at any radius."""
+        radii = c.detach().double().sqrt() * wide_length(vectors.detach().flatten(0, -2)[:_SAMPLE]).double()
+        at = torch.quantile(radii, radii.new_tensor(_QUANTILES))
+        return {f"{name}/{key}": value for key, value in zip(_RADII, at.tolist(), strict=True)}
+
     @torch.no_grad()
     def observe(self, name: str, points: Tensor, manifold: geoopt.Manifold) -> dict[str, float]:
         """The figures of some points, for those that are no parameters, such as a batch of embeddings."""
@@ -159,7 +173,7 @@ class Watch:
         past = (radii > limit).double().mean()
         at = torch.quantile(radii, radii.new_tensor(_QUANTILES))
         figures = torch.cat([at, error.max()[None], past[None]]).tolist()
-        keys = ("radius_50", "radius_99", "radius_max", "constraint_error", "past_safe")
+        keys = (*_RADII, "constraint_error", "past_safe")
         record = {f"{name}/{key}": value for key, value in zip(keys, figures, strict=True)}
         if record[f"{name}/past_safe"] > 0:
             self._say(

@@ -6,17 +6,15 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry import triangle as tri
+from riemann_unlearn.geometry.frame import point_frame
 from riemann_unlearn.geometry.precision import (
     Curvature,
     dot,
-    result_dtype,
-    sqrt_c,
+    span,
     unit_vector,
-    wide_length,
     within,
-    working,
 )
-from riemann_unlearn.geometry.space import points_triangle, time_component
+from riemann_unlearn.geometry.space import points_triangle
 
 __all__ = ["centroid", "geodesic", "midpoint"]
 
@@ -47,12 +45,12 @@ def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: Curvature) -> Tensor:
     >>> torch.allclose(geodesic(0 * v, expmap0(v, c=1.0), 0.5, c=1.0), expmap0(v / 2, c=1.0))
     True
     """
-    a, b = working(x), working(y)
-    corners, _ = points_triangle(a, b, c, result_dtype(x, y))
-    d = tri.side(corners)
+    framed = point_frame(c, x, y)
+    a, b = framed.wide()
+    d = tri.side(points_triangle(framed))
     part = torch.as_tensor(t, dtype=d.dtype, device=d.device)
     first, second = _share(1 - part, d)[..., None], _share(part, d)[..., None]
-    return within(first * a + second * b, result_dtype(x, y))
+    return within(framed.vector_back(first * a + second * b), framed.data)
 
 
 def midpoint(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
@@ -76,10 +74,10 @@ def midpoint(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     >>> midpoint(x, x, c=1.0), midpoint(x, -x, c=1.0)
     (tensor([ 0.3000, -0.4000]), tensor([0., 0.]))
     """
-    a, b = working(x), working(y)
-    corners, _ = points_triangle(a, b, c, result_dtype(x, y))
-    near = torch.exp(-tri.side(corners) / 2)
-    return within((a + b) * (near / (1 + near * near))[..., None], result_dtype(x, y))
+    framed = point_frame(c, x, y)
+    a, b = framed.wide()
+    near = torch.exp(-tri.side(points_triangle(framed)) / 2)
+    return within(framed.vector_back((a + b) * (near / (1 + near * near))[..., None]), framed.data)
 
 
 def centroid(x: Tensor, c: Curvature, weights: Tensor | None = None) -> Tensor:
@@ -109,22 +107,24 @@ def centroid(x: Tensor, c: Curvature, weights: Tensor | None = None) -> Tensor:
     >>> torch.allclose(centroid(x, c=1.0), midpoint(x[0], x[1], c=1.0))
     True
     """
-    a = working(x)
-    root = sqrt_c(c, a)
+    framed = point_frame(c, x.flatten(-2))  # in one unit
+    (flat,), root = framed.wide(), framed.root
+    a = flat.unflatten(-1, x.shape[-2:])  # type: ignore[no-untyped-call]
     w = torch.ones_like(a[..., 0]) if weights is None else weights.to(a)
     w = w / w.sum(-1, keepdim=True)
-    times = time_component(a, root)
+    times = torch.hypot(span(a), 1 / root[..., None])
     mean = dot(w[..., None, :], a.mT)
-    size = wide_length(mean)
+    size = span(mean)
     axis = unit_vector(mean, size)[..., None, :]
     # <m,m> = (t+|m|)(t-|m|), and t-|m| is the mean of t_i - x_i·m̂, which has a form without cancellation.
     along = dot(a, axis)
-    across = wide_length(a - along[..., None] * axis)
+    across = span(a - along[..., None] * axis)
     ahead = along > 0
-    near = (root**-2 + across.square()) / (times + torch.where(ahead, along, 0.0))
+    near = (root[..., None] ** -2 + across.square()) / (times + torch.where(ahead, along, 0.0))
     below = dot(w, torch.where(ahead, near, times - along))
     above = dot(w, times) + size
-    return within(mean / (root * torch.sqrt(below) * torch.sqrt(above))[..., None], result_dtype(x))
+    centre = mean / (root * torch.sqrt(below) * torch.sqrt(above))[..., None]
+    return within(framed.vector_back(centre), framed.data)
 
 
 def _share(t: Tensor, d: Tensor) -> Tensor:

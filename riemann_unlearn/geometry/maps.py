@@ -8,20 +8,20 @@ with :math:`\langle x, u\rangle = x\cdot u - x_t u_t = 0`, so its time component
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry import triangle as tri
+from riemann_unlearn.geometry.frame import Frame, point_frame
 from riemann_unlearn.geometry.precision import (
     Curvature,
     dot,
     result_dtype,
-    sqrt_c,
+    span,
     unit_vector,
-    wide_length,
     within,
-    working,
-    working_root,
 )
 from riemann_unlearn.geometry.primitives import radial
 from riemann_unlearn.geometry.profiles import EXPONENTIAL, LOGARITHM, held, sinhc
@@ -64,7 +64,7 @@ def expmap0(v: Tensor, c: Curvature) -> Tensor:
     >>> expmap0(torch.tensor([1.0, 0.0]), c=1.0)
     tensor([1.1752, 0.0000])
     """
-    return radial(v, working_root(c, v), EXPONENTIAL, result_dtype(v))
+    return radial(v, c, EXPONENTIAL)
 
 
 def logmap0(x: Tensor, c: Curvature) -> Tensor:
@@ -91,7 +91,7 @@ def logmap0(x: Tensor, c: Curvature) -> Tensor:
     >>> torch.allclose(logmap0(expmap0(v, c=1.0), c=1.0), v)
     True
     """
-    return radial(x, working_root(c, x), LOGARITHM, result_dtype(x))
+    return radial(x, c, LOGARITHM)
 
 
 def expmap(x: Tensor, u: Tensor, c: Curvature) -> Tensor:
@@ -119,15 +119,15 @@ def expmap(x: Tensor, u: Tensor, c: Curvature) -> Tensor:
     >>> torch.allclose(dist(x, expmap(x, torch.tensor([0.0, 2.0]), c=1.0), c=1.0), torch.tensor(2.0))
     True
     """
-    a, b = working(x), working(u)
-    root = sqrt_c(c, a)
-    tangent_length, largest = _tangent_length(a, b, root)
-    n = root * tangent_length
+    framed = point_frame(c, x, u)
+    a, b = framed.wide()
+    tangent_length, largest = _tangent_length(a, b, framed.root)
+    n = framed.root * tangent_length
     # Past the end of the dtype the length is held, for the two terms may have opposite signs.
-    room = held(torch.full_like(n, torch.inf)) - torch.log1p(largest)
+    room = held(torch.full_like(n, torch.inf)) - torch.log1p(framed.back(largest))
     n = torch.minimum(n, room.clamp(min=1))[..., None]
     moved = a + 2 * torch.sinh(n / 2).square() * a + sinhc(n) * b
-    return within(moved, result_dtype(x, u))
+    return within(framed.vector_back(moved), framed.data)
 
 
 def logmap(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
@@ -153,10 +153,11 @@ def logmap(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     >>> torch.allclose(expmap(x, logmap(x, y, c=2.0), c=2.0), y)
     True
     """
-    a, b = working(x), working(y)
-    t, _ = points_triangle(a, b, c, result_dtype(x, y))
-    d = tri.side(t)[..., None]
-    return within((b - a) / sinhc(d) - d * torch.tanh(d / 2) * a, result_dtype(x, y))
+    framed = point_frame(c, x, y)
+    a, b = framed.wide()
+    d = tri.side(points_triangle(framed))[..., None]
+    u = (b - a) / sinhc(d) - d * torch.tanh(d / 2) * a
+    return within(framed.vector_back(u), framed.data)
 
 
 def parallel_transport(x: Tensor, y: Tensor, u: Tensor, c: Curvature) -> Tensor:
@@ -183,9 +184,10 @@ def parallel_transport(x: Tensor, y: Tensor, u: Tensor, c: Curvature) -> Tensor:
     >>> torch.allclose(parallel_transport(x, y, logmap(x, y, c=1.0), c=1.0), -logmap(y, x, c=1.0))
     True
     """
-    a, b, w = working(x), working(y), working(u)
-    t, root = points_triangle(a, b, c, result_dtype(x, y))
-    size = wide_length(a)
+    framed, vector = point_frame(c, x, y), point_frame(c, u)
+    (a, b), (w,), root = framed.wide(), vector.wide(), framed.root
+    t = points_triangle(framed)
+    size = span(a)
     axis = unit_vector(a, size)
     along = dot(w, axis)
     # c<y,u>: what u has along x meets y's radial offset, sinh(r₂-r₁) - 2 sinh r₂ cosh r₁ sin²(θ/2), and
@@ -199,7 +201,8 @@ def parallel_transport(x: Tensor, y: Tensor, u: Tensor, c: Curvature) -> Tensor:
     across = dot(b - dot(b, axis)[..., None] * axis, w - along[..., None] * axis)
     time = torch.hypot(root * size, torch.ones_like(size))
     factor = (root * along / time * offset + root * (root * across / scale) / scale) / 2
-    return within(w + factor[..., None] * (a + b), result_dtype(x, y, u))
+    moved = vector.vector_back(w + factor[..., None] * (a + b))
+    return within(moved, result_dtype(x, y, u))
 
 
 def parallel_transport0(y: Tensor, u: Tensor, c: Curvature) -> Tensor:
@@ -226,10 +229,10 @@ def parallel_transport0(y: Tensor, u: Tensor, c: Curvature) -> Tensor:
     >>> torch.allclose(parallel_transport0(y, u, c=1.0), parallel_transport(0 * y, y, u, c=1.0))
     True
     """
-    axis, along, root, size, w = _polar(y, u, c)
-    x = root * size
-    grown = x * (x / (1 + torch.hypot(x, torch.ones_like(x))))  # cosh r - 1
-    return within(w + (grown * along)[..., None] * axis, result_dtype(y, u))
+    p = _polar(y, u, c)
+    grown = p.x * (p.x / (1 + p.time))  # cosh r - 1
+    moved = p.vector.vector_back(p.w + (grown * p.along)[..., None] * p.axis)
+    return within(moved, result_dtype(y, u))
 
 
 def parallel_transport0back(x: Tensor, u: Tensor, c: Curvature) -> Tensor:
@@ -257,10 +260,9 @@ def parallel_transport0back(x: Tensor, u: Tensor, c: Curvature) -> Tensor:
     >>> torch.allclose(back, u, atol=1e-6)
     True
     """
-    axis, along, root, size, w = _polar(x, u, c)
-    time = torch.hypot(root * size, torch.ones_like(size))
-    across = w - along[..., None] * axis
-    return within(across + (along / time)[..., None] * axis, result_dtype(x, u))
+    p = _polar(x, u, c)
+    moved = p.vector.vector_back(p.across + (p.along / p.time)[..., None] * p.axis)
+    return within(moved, result_dtype(x, u))
 
 
 def inner(x: Tensor, u: Tensor, v: Tensor, c: Curvature) -> Tensor:
@@ -288,20 +290,37 @@ def inner(x: Tensor, u: Tensor, v: Tensor, c: Curvature) -> Tensor:
     >>> torch.allclose(inner(x, u, u, c=2.0).sqrt(), dist(x, y, c=2.0))
     True
     """
-    axis, along_u, root, size, a = _polar(x, u, c)
-    b = working(v)
-    along_v = dot(b, axis)
-    time = torch.hypot(root * size, torch.ones_like(size))
-    across = dot(a - along_u[..., None] * axis, b - along_v[..., None] * axis)
-    return within(across + (along_u / time) * (along_v / time), result_dtype(x, u, v))
+    p, q = _polar(x, u, c), _polar(x, v, c)
+    product = dot(p.across, q.across) + (p.along / p.time) * (q.along / q.time)
+    return within(p.vector.back(q.vector.back(product)), result_dtype(x, u, v))
 
 
-def _polar(x: Tensor, u: Tensor, c: Curvature) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The direction of x, the part of u along it, √c, |x|, and u, all in the working dtype."""
-    a, w = working(x), working(u)
-    size = wide_length(a)
+class _Polar(NamedTuple):
+    """A point as the origin sees it, and a vector there by its parts; all in the working dtype."""
+
+    axis: Tensor
+    """Unit vector towards the point."""
+    x: Tensor
+    """√c|x|"""
+    time: Tensor
+    """√(1 + c|x|²)"""
+    vector: Frame
+    w: Tensor
+    """The vector, in its frame."""
+    along: Tensor
+    """Its part along the axis."""
+    across: Tensor
+
+
+def _polar(point: Tensor, u: Tensor, c: Curvature) -> _Polar:
+    framed, vector = point_frame(c, point), point_frame(c, u)
+    (a,), (w,) = framed.wide(), vector.wide()
+    size = span(a)
     axis = unit_vector(a, size)
-    return axis, dot(w, axis), sqrt_c(c, a), size, w
+    along = dot(w, axis)
+    x = tri.bounded(framed.root * size)
+    time = torch.hypot(x, torch.ones_like(x))
+    return _Polar(axis, x, time, vector, w, along, w - along[..., None] * axis)
 
 
 def _tangent_length(x: Tensor, u: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
@@ -310,10 +329,10 @@ def _tangent_length(x: Tensor, u: Tensor, root: Tensor) -> tuple[Tensor, Tensor]
     Near the origin |u|² - u_t², which does not ask for the direction of x; further out, where that cancels,
     from the parts of u along and across x.
     """
-    size = wide_length(x)
+    size = span(x)
     near = root * size < 1
     time = torch.hypot(root * size, torch.ones_like(size))
-    whole = wide_length(u)
+    whole = span(u)
     bound = (size + whole).detach()
     rise = root * dot(x, u) / time
     some = near & (whole > 0)
@@ -321,8 +340,8 @@ def _tangent_length(x: Tensor, u: Tensor, root: Tensor) -> tuple[Tensor, Tensor]
     close = torch.sqrt((whole - rise) * (whole + rise))
     axis = unit_vector(x, size)
     along = dot(u, axis)
-    across = wide_length(u - along[..., None] * axis)
+    across = span(u - along[..., None] * axis)
     ratio = along / time
     shape = (across + ratio).shape
-    parts = wide_length(torch.stack([across.expand(shape), ratio.expand(shape)], -1))
+    parts = span(torch.stack([across.expand(shape), ratio.expand(shape)], -1))
     return torch.where(near, torch.where(some, close, 0.0), parts), bound

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from riemann_unlearn.geometry.precision import Curvature, result_dtype, working_root
+from riemann_unlearn.geometry.precision import Curvature
 from riemann_unlearn.geometry.primitives import radial
 from riemann_unlearn.geometry.profiles import FROM_KLEIN, FROM_POINCARE, TO_KLEIN, TO_POINCARE
 
@@ -43,7 +43,7 @@ def to_poincare(x: Tensor, c: Curvature) -> Tensor:
     >>> to_poincare(torch.tensor([0.75, 0.0]), c=1.0)
     tensor([0.3333, 0.0000])
     """
-    return radial(x, working_root(c, x), TO_POINCARE, result_dtype(x))
+    return radial(x, c, TO_POINCARE)
 
 
 def from_poincare(b: Tensor, c: Curvature) -> Tensor:
@@ -63,7 +63,7 @@ def from_poincare(b: Tensor, c: Curvature) -> Tensor:
     >>> from_poincare(torch.tensor([1 / 3, 0.0]), c=1.0)
     tensor([0.7500, 0.0000])
     """
-    return radial(b, working_root(c, b), FROM_POINCARE, result_dtype(b))
+    return radial(b, c, FROM_POINCARE)
 
 
 def to_klein(x: Tensor, c: Curvature) -> Tensor:
@@ -82,7 +82,7 @@ def to_klein(x: Tensor, c: Curvature) -> Tensor:
     >>> to_klein(torch.tensor([0.75, 0.0]), c=1.0)
     tensor([0.6000, 0.0000])
     """
-    return radial(x, working_root(c, x), TO_KLEIN, result_dtype(x))
+    return radial(x, c, TO_KLEIN)
 
 
 def from_klein(k: Tensor, c: Curvature) -> Tensor:
@@ -101,4 +101,4 @@ def from_klein(k: Tensor, c: Curvature) -> Tensor:
     >>> from_klein(torch.tensor([0.6, 0.0]), c=1.0)
     tensor([0.7500, 0.0000])
     """
-    return radial(k, working_root(c, k), FROM_KLEIN, result_dtype(k))
+    return radial(k, c, FROM_KLEIN)

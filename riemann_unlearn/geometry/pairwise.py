@@ -8,7 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from riemann_unlearn.geometry.precision import Curvature, length, result_dtype, sqrt_c, within, working
+from riemann_unlearn.geometry.frame import frame
+from riemann_unlearn.geometry.precision import Curvature, result_dtype, wide_length, within, working
 from riemann_unlearn.geometry.triangle import is_unresolved, pairwise_side
 
 FixNear = Literal["none", "diagonal", "all"]
@@ -40,9 +41,14 @@ def pairwise(
             f"{a.shape[-2]} and {b.shape[-2]}"
         )
     dtype = result_dtype(a, b)
-    (r1, u1), (r2, u2) = _polar(a, c, radius), _polar(b, c, radius)
+    framed = frame(c, a.flatten(-2), b.flatten(-2))  # one unit for all rows
+    one, other = (
+        v.unflatten(-1, x.shape[-2:])  # type: ignore[no-untyped-call]
+        for v, x in zip(framed.vectors, (a, b), strict=True)
+    )
+    (r1, u1), (r2, u2) = _polar(one, framed.root, radius), _polar(other, framed.root, radius)
     side = pairwise_side(r1, u1, r2, u2)
-    d = within(side / sqrt_c(c, side), dtype)
+    d = within(side * framed.curvature_radius[..., None, None], dtype)
     if fix_near == "diagonal":
         return torch.diagonal_scatter(d, dist(a, b, c).to(dtype), dim1=-2, dim2=-1)
     if fix_near == "all":
@@ -55,14 +61,14 @@ def pairwise(
     return d
 
 
-def _polar(x: Tensor, c: Curvature, radius: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def _polar(x: Tensor, root: Tensor, radius: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Radii (..., N) and unit vectors (..., N, D), in the working dtype.
 
     A row at the origin gets a tiny length and, with it, the zero vector for a direction: no value changes,
     and the gradient with respect to it is right, for the length cancels from it.
     """
     wide = working(x)
-    norm = length(wide)
+    norm = wide_length(wide)
     norm = torch.where(norm > 0, norm, 1e-30)
-    r = radius(sqrt_c(c, wide) * norm).clamp(max=torch.finfo(wide.dtype).max / 4)
+    r = radius(root[..., None] * norm).clamp(max=torch.finfo(wide.dtype).max / 4)
     return r, wide / norm[..., None]

@@ -73,12 +73,24 @@ def length(v: Tensor) -> Tensor:
 
 def wide_length(v: Tensor) -> Tensor:
     """|v| along the last axis, in the working dtype; no square over- or underflows, |0| has gradient 0."""
+    unit = row_unit(v)
+    if unit is None:
+        return span(v)
+    inverse = (1 / unit)[..., None]
+    size = scaled(span(scaled(v, inverse, inverse)), unit, unit)
+    return size.clamp(max=torch.finfo(size.dtype).max)
+
+
+def span(v: Tensor) -> Tensor:
+    """:func:`wide_length` of rows whose squares are known to be in range."""
     size: Tensor = apply(_Length, v)
     return size
 
 
 def largest(v: Tensor) -> Tensor:
     """The largest absolute component, shape (..., 1), without gradient."""
+    if v.shape[-1] == 0:
+        return v.new_zeros(*v.shape[:-1], 1)
     return v.detach().abs().amax(-1, keepdim=True)
 
 
@@ -114,14 +126,44 @@ def working_root(c: Curvature, v: Tensor) -> Tensor:
     return sqrt_c(c, v.new_empty(0, dtype=working_dtype(v)))
 
 
+def row_unit(*vectors: Tensor) -> Tensor | None:
+    """The power of two near the largest number of each row, shape (...).
+
+    None where it is not needed: in the working dtype, numbers of a narrower one can be multiplied. It has
+    an inverse, so that subnormal numbers are not lifted all the way.
+    """
+    data, wide = result_dtype(*vectors), working_dtype(vectors[0])
+    if torch.finfo(data).max < math.sqrt(torch.finfo(wide).max):
+        return None
+    size = largest(vectors[0].to(wide))
+    for other in vectors[1:]:
+        size = torch.maximum(size, largest(other.to(wide)))
+    end = 2.0 ** math.floor(math.log2(torch.finfo(wide).max) - 24)
+    return power_of_two(size[..., 0]).clamp(1 / end, end)
+
+
+def range_root(dtype: torch.dtype, degree: int) -> float:
+    """A power of two, the ``degree``-th power of which is finite and has an inverse."""
+    return 2.0 ** (math.floor(math.log2(torch.finfo(dtype).max)) // degree)
+
+
 def in_range(v: Tensor, data: torch.dtype) -> tuple[Tensor, Tensor | float]:
     """``v``, numbers of dtype ``data``, in the working dtype; over a power of two where a square needs it."""
-    dtype = working_dtype(v)
-    if torch.finfo(data).max < math.sqrt(torch.finfo(dtype).max):
-        return v.to(dtype), 1.0
-    wide = v.to(dtype)
+    wide = v.to(working_dtype(v))
+    if torch.finfo(data).max < math.sqrt(torch.finfo(wide.dtype).max):
+        return wide, 1.0
     scale = power_of_two(largest(wide))
     return wide / scale, scale[..., 0]
+
+
+def scaled(v: Tensor, factor: Tensor, slope: Tensor) -> Tensor:
+    """``v * factor``, with the gradient multiplied by ``slope`` and kept finite.
+
+    What a second derivative brings is kept below the cube root of the largest number, for it has two more
+    factors to meet.
+    """
+    product: Tensor = apply(_Scaled, v, factor, slope, torch.finfo(v.dtype).max / _PATHS)
+    return product
 
 
 def unit_vector(v: Tensor, n: Tensor) -> Tensor:
@@ -155,9 +197,7 @@ def apply(function: Any, *arguments: Any) -> Any:
 
 
 def _length(v: Tensor) -> tuple[Tensor]:
-    wide, scale = in_range(v, v.dtype)
-    size = scale * torch.linalg.vector_norm(wide, dim=-1)
-    return (size.clamp(max=torch.finfo(size.dtype).max),)
+    return (torch.linalg.vector_norm(v.to(working_dtype(v)), dim=-1),)
 
 
 class _Length(torch.autograd.Function):
@@ -216,4 +256,32 @@ class _WidenForward(_Widen):
         return tangent.to(ctx.wide)
 
 
-_Length.Forward, _Widen.Forward = _LengthForward, _WidenForward
+class _Scaled(torch.autograd.Function):
+    generate_vmap_rule = True
+    Forward: type[torch.autograd.Function]
+
+    @staticmethod
+    def forward(v: Tensor, factor: Tensor, slope: Tensor, most: float) -> Tensor:
+        return v * factor
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: Tensor) -> None:
+        ctx.most = inputs[3]
+        ctx.save_for_backward(inputs[2])
+        ctx.save_for_forward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        by_v = apply(_Scaled, gradient, slope, slope, min(ctx.most, range_root(gradient.dtype, 3)))
+        return by_v.clamp(-ctx.most, ctx.most), None, None, None
+
+
+class _ScaledForward(_Scaled):
+    @staticmethod
+    def jvp(ctx: Any, moved: Tensor, *_: None) -> Tensor:
+        slope: Tensor = ctx.saved_tensors[0]
+        return moved * slope
+
+
+_Length.Forward, _Widen.Forward, _Scaled.Forward = _LengthForward, _WidenForward, _ScaledForward

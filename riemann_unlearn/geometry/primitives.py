@@ -28,11 +28,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from riemann_unlearn.geometry.frame import frame
 from riemann_unlearn.geometry.precision import (
+    Curvature,
     apply,
     dot,
     finite,
     in_range,
+    result_dtype,
     unit_vector,
     wide_length,
     working,
@@ -83,18 +86,26 @@ class Profile(NamedTuple):
     """m·f'(m) - f(m), which is what the curvature moves."""
 
 
-def radial(v: Tensor, root: Tensor, profile: Profile, dtype: torch.dtype) -> Tensor:
-    """The vectors v̂·f(√c|v|)/√c in ``dtype``; v itself where v is zero.
+def radial(v: Tensor, c: Curvature, profile: Profile) -> Tensor:
+    """The vectors v̂·f(√c|v|)/√c, at least float32; v itself where v is zero.
 
     Parameters
     ----------
     v : Tensor, shape (..., D)
-    root : Tensor
-        √c in the working dtype, a scalar or of the batch's shape.
+    c : float or Tensor
+        Curvature magnitude, a scalar or of the batch's shape.
     """
+    dtype = result_dtype(v)
+    framed = frame(c, v)
+    (v,), root = framed.vectors, framed.root
+    most = torch.finfo(root.dtype).max
+    end = root.new_tensor(min(torch.finfo(dtype).max / 4, most / 2**13))
+    if framed.unit is not None:
+        end = (end / framed.unit).clamp(max=most)
     shape = torch.broadcast_shapes(v.shape[:-1], root.shape)  # type: ignore[no-untyped-call]
-    moved: Tensor = apply(_Radial, v.expand(*shape, v.shape[-1]), root.expand(shape), profile, dtype)[0]
-    return moved
+    rows = v.expand(*shape, v.shape[-1]), root.expand(shape), end.expand(shape)
+    moved: Tensor = apply(_Radial, *rows, profile, dtype)[0]
+    return framed.vector_back(moved)
 
 
 class _Radial(torch.autograd.Function):
@@ -102,45 +113,49 @@ class _Radial(torch.autograd.Function):
     Forward: type[torch.autograd.Function]
 
     @staticmethod
-    def forward(v: Tensor, root: Tensor, profile: Profile, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        def moved(v: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        v: Tensor, root: Tensor, end: Tensor, profile: Profile, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        def moved(v: Tensor, root: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
             n = wide_length(v)
-            ratio, _, _ = _profiled(profile, n, root, dtype)
+            ratio, _, _ = _profiled(profile, n, root, end)
             return (v.to(n.dtype) * ratio[..., None]).to(dtype), n
 
-        moved_v, n = tiled(moved, v, root)
+        moved_v, n = tiled(moved, v, root, end)
         return moved_v, n
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-        v, root, ctx.profile, ctx.dtype = inputs
+        v, root, end, ctx.profile, ctx.dtype = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(v, root, output[1])
-        ctx.save_for_forward(v, root, output[1])
+        ctx.save_for_backward(v, root, end, output[1])
+        ctx.save_for_forward(v, root, end, output[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        v, root, n = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        v, root, end, n = ctx.saved_tensors
         if torch.is_grad_enabled():  # differentiable again
             n = wide_length(v)
 
-        def pulled(gradient: Tensor, v: Tensor, root: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-            ratio, turn, by_root = _profiled(ctx.profile, n, root, ctx.dtype)
+        def pulled(
+            gradient: Tensor, v: Tensor, root: Tensor, end: Tensor, n: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            ratio, turn, by_root = _profiled(ctx.profile, n, root, end)
             unit, wide = unit_vector(v, n), gradient.to(n.dtype)
             along = dot(unit, wide)
             by_v = torch.addcmul(ratio[..., None] * wide, (turn * along)[..., None], unit)
             most = torch.finfo(v.dtype).max
             return by_v.clamp(-most, most).to(v.dtype), finite(along * by_root, root.dtype)
 
-        by_v, by_root = tiled(pulled, gradient, v, root, n)
-        return by_v, by_root, None, None
+        by_v, by_root = tiled(pulled, gradient, v, root, end, n)
+        return by_v, by_root, None, None, None
 
 
 class _RadialForward(_Radial):
     @staticmethod
     def jvp(ctx: Any, moved: Tensor | None, moved_root: Tensor | None, *_: None) -> tuple[Tensor, None]:
-        v, root, n = ctx.saved_tensors
-        ratio, turn, by_root = _profiled(ctx.profile, n, root, ctx.dtype)
+        v, root, end, n = ctx.saved_tensors
+        ratio, turn, by_root = _profiled(ctx.profile, n, root, end)
         unit = unit_vector(v, n)
         pushed = torch.zeros_like(unit)
         if moved is not None:
@@ -151,13 +166,12 @@ class _RadialForward(_Radial):
         return pushed.to(ctx.dtype), None
 
 
-def _profiled(profile: Profile, n: Tensor, root: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """f(m)/m, f'(m) - f(m)/m and the derivative of f(m)/√c by √c; constant past the end of ``dtype``."""
+def _profiled(profile: Profile, n: Tensor, root: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """f(m)/m, f'(m) - f(m)/m and the derivative of f(m)/√c by √c; constant for |v|·f(m)/m past ``end``."""
     m = (root * n).clamp(max=torch.finfo(n.dtype).max)
-    top = min(torch.finfo(dtype).max / 4, torch.finfo(n.dtype).max / 2**13)
     ratio = profile.ratio(m)
-    held = ratio * n.clamp(max=top) >= top
-    ratio = torch.where(held, top / torch.where(held, n, 1.0), ratio)
+    held = ratio * torch.minimum(n, end) >= end
+    ratio = torch.where(held, end / torch.where(held, n, 1.0), ratio)
     m = torch.where(held, 0.0, m)
     slope = torch.where(held, 0.0, profile.slope(m))
     # The powers of the root are taken one by one, for small curvatures.

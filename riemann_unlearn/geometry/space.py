@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry import triangle as tri
+from riemann_unlearn.geometry.frame import Frame, frame
 from riemann_unlearn.geometry.pairwise import FixNear, pairwise
 from riemann_unlearn.geometry.precision import (
     Curvature,
@@ -67,8 +68,9 @@ def dist(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     >>> dist(x[0], x[1], c=1.0)
     tensor(4.)
     """
-    t, root = points_triangle(x, y, c)
-    return within(tri.side(t) / root, result_dtype(x, y))
+    framed = frame(c, x, y)
+    side = tri.side(points_triangle(framed))
+    return within(side * framed.curvature_radius, framed.data)
 
 
 def cdist(x: Tensor, y: Tensor, c: Curvature, *, fix_near: FixNear = "none") -> Tensor:
@@ -100,7 +102,7 @@ def cdist(x: Tensor, y: Tensor, c: Curvature, *, fix_near: FixNear = "none") -> 
     tensor([[0., 4.],
             [4., 0.]])
     """
-    return pairwise(x, y, c, torch.asinh, dist, fix_near)
+    return pairwise(x, y, c, tri.asinh, dist, fix_near)
 
 
 def dist0(x: Tensor, c: Curvature) -> Tensor:
@@ -114,7 +116,7 @@ def dist0(x: Tensor, c: Curvature) -> Tensor:
     tensor(5.)
     """
     root = working_root(c, x)
-    return within(torch.asinh(tri.bounded(root * wide_length(x))) / root, result_dtype(x))
+    return within(tri.asinh(tri.bounded(root * wide_length(x))) / root, result_dtype(x))
 
 
 def half_aperture(x: Tensor, c: Curvature, min_radius: float = 0.1) -> Tensor:
@@ -172,8 +174,7 @@ def exterior_angle(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     >>> exterior_angle(x, 2 * x, c=1.0), exterior_angle(x, -x, c=1.0)
     (tensor(0.), tensor(3.1416))
     """
-    t, _ = points_triangle(x, y, c)
-    return tri.exterior_angle(t).to(result_dtype(x, y))
+    return tri.exterior_angle(points_triangle(frame(c, x, y))).to(result_dtype(x, y))
 
 
 def to_ambient(x: Tensor, c: Curvature) -> Tensor:
@@ -247,16 +248,13 @@ def arcosh1p(t: Tensor) -> Tensor:
     return torch.where(low, 0.0, 2 * torch.asinh(root)).to(result_dtype(t))
 
 
-def points_triangle(
-    x: Tensor, y: Tensor, c: Curvature, data: torch.dtype | None = None
-) -> tuple[tri.Triangle, Tensor]:
-    """The triangle of the origin and two points, in the working dtype, and √c."""
-    root = working_root(c, x)
+def points_triangle(framed: Frame) -> tri.Triangle:
+    """The triangle of the origin and the first two of framed points, in the working dtype."""
 
     def gap(difference: Tensor, total: Tensor) -> Tensor:
-        return 2 * torch.asinh(difference / (2 * torch.cosh(total / 2)))
+        return 2 * tri.asinh(difference / (2 * torch.cosh(total / 2)))
 
-    return tri.triangle(x, y, root, torch.asinh, gap, data or result_dtype(x, y)), root
+    return tri.triangle(framed, tri.asinh, gap)
 
 
 def time_component(x: Tensor, root: Tensor) -> Tensor:

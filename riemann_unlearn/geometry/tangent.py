@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry import triangle as tri
+from riemann_unlearn.geometry.frame import Frame, frame
 from riemann_unlearn.geometry.pairwise import FixNear, pairwise
 from riemann_unlearn.geometry.precision import Curvature, result_dtype, wide_length, within, working_root
 
@@ -62,8 +63,8 @@ def dist(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
     >>> dist(v, 3 * v, c=1.0).tolist()          # along a ray, tangent lengths subtract
     [2.0, 4.0]
     """
-    t, root = _triangle(v1, v2, c)
-    return within(tri.side(t) / root, result_dtype(v1, v2))
+    framed = frame(c, v1, v2)
+    return within(tri.side(_triangle(framed)) * framed.curvature_radius, framed.data)
 
 
 def cdist(v1: Tensor, v2: Tensor, c: Curvature, *, fix_near: FixNear = "none") -> Tensor:
@@ -178,10 +179,8 @@ def exterior_angle(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
     >>> exterior_angle(v, 2 * v, c=1.0), exterior_angle(v, 0.5 * v, c=1.0)
     (tensor(0.), tensor(3.1416))
     """
-    t, _ = _triangle(v1, v2, c)
-    return tri.exterior_angle(t).to(result_dtype(v1, v2))
+    return tri.exterior_angle(_triangle(frame(c, v1, v2))).to(result_dtype(v1, v2))
 
 
-def _triangle(v1: Tensor, v2: Tensor, c: Curvature) -> tuple[tri.Triangle, Tensor]:
-    root = working_root(c, v1)
-    return tri.triangle(v1, v2, root, lambda n: n, lambda gap, _: gap, result_dtype(v1, v2)), root
+def _triangle(framed: Frame) -> tri.Triangle:
+    return tri.triangle(framed, lambda n: n, lambda gap, _: gap)

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from riemann_unlearn.geometry.frame import Frame
 from riemann_unlearn.geometry.primitives import corner
 
 
@@ -40,29 +41,22 @@ class Triangle(NamedTuple):
 
 
 def triangle(
-    p: Tensor,
-    q: Tensor,
-    root: Tensor,
-    radius: Callable[[Tensor], Tensor],
-    radial_gap: Callable[[Tensor, Tensor], Tensor],
-    data: torch.dtype,
+    framed: Frame, radius: Callable[[Tensor], Tensor], radial_gap: Callable[[Tensor, Tensor], Tensor]
 ) -> Triangle:
     """The triangle of the origin and two points, given by vectors from the origin.
 
     Parameters
     ----------
-    p, q : Tensor, shape (..., D)
-        Vectors; shapes broadcast.
-    root : Tensor
-        √c in the working dtype, a scalar or of the batch's shape.
+    framed : Frame
+        Its first two vectors are taken.
     radius : callable
         Takes √c·|p| to the radius.
     radial_gap : callable
         Takes √c·(|p|-|q|), accurate, and r₁+r₂ to r₁-r₂.
-    data : dtype
-        That of the numbers in p and q, which may be held in a wider one.
     """
-    n1, n2, gap, sine, half_sine = corner(p, q, data)
+    root = framed.root
+    p, q = framed.vectors[:2]
+    n1, n2, gap, sine, half_sine = corner(p, q, framed.data)
     r1, r2 = radius(bounded(root * n1)), radius(bounded(root * n2))
     return Triangle(r1, r2, radial_gap(bounded(root * gap), r1 + r2), sine, half_sine)
 
@@ -75,7 +69,7 @@ def side(t: Triangle) -> Tensor:
     turn = _sqrt_sinh(t.r1, turned) * _sqrt_sinh(t.r2, turned) * torch.where(turned, t.half_sine, 0.0)
     apart = (radial != 0) | (turn > 0)
     q = torch.hypot(torch.where(apart, radial, 1.0), turn)
-    near = torch.where(apart, 2 * torch.asinh(q), 0.0)
+    near = torch.where(apart, 2 * asinh(q), 0.0)
     return torch.where(direct, near, _far_side(t, ~direct))
 
 
@@ -139,6 +133,15 @@ def is_unresolved(r1: Tensor, r2: Tensor, d: Tensor, tolerance: float) -> Tensor
     log = log + r1[..., :, None] + r2[..., None, :] + math.log(ratio)
     log_size = torch.log(d) + d + torch.log(-torch.expm1(-2 * d))
     return ~(log < log_size)
+
+
+def asinh(x: Tensor) -> Tensor:
+    """torch.asinh, whose derivatives square x."""
+    far = x.abs() > 2.0**28
+    near = torch.asinh(torch.where(far, 1.0, x))
+    # Its series goes on with 1/(4x²).
+    size = torch.log(torch.where(far, x, 1.0).abs()) + math.log(2)
+    return torch.where(far, torch.sign(x) * size, near)
 
 
 def bounded(x: Tensor) -> Tensor:

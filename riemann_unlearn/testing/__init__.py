@@ -6,10 +6,12 @@ subclassing it and saying what is tested::
     from riemann_unlearn.testing import HyperbolicLaws
 
     class TestMyManifold(HyperbolicLaws):
+        dims = (2, 10)  # what is drawn can be narrowed
+
         def make(self, c, dtype):
             return MyManifold(torch.tensor(c, dtype=dtype))
 """
 
-from riemann_unlearn.testing.manifolds import HyperbolicLaws
+from riemann_unlearn.testing.manifolds import ConeLaws, HyperbolicLaws
 
-__all__ = ["HyperbolicLaws"]
+__all__ = ["ConeLaws", "HyperbolicLaws"]

@@ -1,47 +1,39 @@
-r"""The laws of hyperbolic space, for any manifold with geoopt's methods.
+r"""The laws of hyperbolic space and of its entailment cones, for any manifold with geoopt's methods.
 
-Points and vectors are drawn by hypothesis as tangent vectors at the origin, in units of the curvature radius,
-Points and vectors are drawn by hypothesis as tangent vectors at the origin, in units of 1/√c,
-of a point moves it by about :math:`u\sinh r`, and :meth:`HyperbolicLaws.resolution` is that with a factor for
-the handful of roundings that a law combines.
+Hypothesis draws the dimension, the curvature, the dtype and points, as tangent vectors at the origin in units
+of the curvature radius. A law holds up to the resolution of the points: rounding the coordinates of a point
+moves it by about :math:`u\sinh r`, and :meth:`Laws.resolution` is that with a factor for the handful of
+roundings that a law combines.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
-_DIM = 4
-
-CURVATURES = st.sampled_from((1e-3, 0.3, 1.0, 7.0, 1e3))
+CURVATURES = st.one_of(st.sampled_from((1e-3, 1.0, 1e3)), st.floats(1e-3, 1e3))
 DTYPES = st.sampled_from((torch.float32, torch.float64))
-RADII = st.one_of(st.just(0.0), st.floats(1e-12, 1e-3), st.floats(1e-3, 1.0), st.floats(1.0, 6.0))
-DIRECTIONS = st.lists(st.floats(-1, 1), min_size=_DIM, max_size=_DIM)
 laws = settings(max_examples=40, deadline=None, derandomize=True)
 
 
-@st.composite
-def vectors(draw: st.DrawFn, radii: st.SearchStrategy[float] = RADII) -> Tensor:
-    """Tangent vectors at the origin in units of the curvature radius, shape (4,), float64."""
-    direction = torch.tensor(draw(DIRECTIONS), dtype=torch.float64)
-    size = direction.norm()
-    return draw(radii) * direction / size if size > 1e-6 else torch.zeros(_DIM, dtype=torch.float64)
-
-
-class HyperbolicLaws:
-    """Subclass, name it ``Test…`` and implement :meth:`make`.
-
-    The manifold has geoopt's methods ``dist``, ``dist0``, ``expmap``, ``expmap0``, ``logmap``, ``transp``,
-    ``inner``, ``projx``, ``proju``, ``egrad2rgrad``, and points as geoopt's ``Lorentz`` has them, time first.
-    """
+class Laws:
+    """What the classes of laws share: subclass one of them, name it ``Test…`` and implement :meth:`make`."""
 
     slack: float = 64.0
     """Roundings that a law may combine."""
+    dims: Sequence[int] = (1, 2, 3, 16, 512)
+    """Dimensions of the space that are drawn."""
+    radii: tuple[float, float] = (1e-12, 6.0)
+    """Radii of the points that are drawn, beside the origin itself; cosh² of the largest must be resolved."""
+    far: float = 60.0
+    """Radius up to which everything must be finite."""
 
     def make(self, c: float, dtype: torch.dtype) -> Any:
         """The manifold of curvature -c for points of a dtype."""
@@ -49,21 +41,44 @@ class HyperbolicLaws:
 
     def lift(self, manifold: Any, v: Tensor, c: float, dtype: torch.dtype) -> Tensor:
         """The point whose logarithm at the origin is v/√c."""
-        point: Tensor = manifold.expmap0(torch.nn.functional.pad(v / math.sqrt(c), (1, 0)).to(dtype))
+        point: Tensor = manifold.expmap0(pad(v / math.sqrt(c), (1, 0)).to(dtype))
         return point
 
-    def resolution(self, dtype: torch.dtype, *vs: Tensor) -> float:
-        """What rounding the coordinates of these points moves them by, in units of the curvature radius."""
-        return self.slack * torch.finfo(dtype).eps * sum(math.cosh(float(v.norm())) for v in vs)
+    def resolution(self, dtype: torch.dtype, *radii: float) -> float:
+        """What rounding the coordinates of points there moves them by, in units of the curvature radius."""
+        return self.slack * torch.finfo(dtype).eps * sum(map(math.cosh, radii))
+
+    def vectors(self, data: st.DataObject, count: int, most: float | None = None) -> list[Tensor]:
+        """Tangent vectors at the origin in units of the curvature radius, shape (D,), float64."""
+        dim = data.draw(st.sampled_from(self.dims), label="dimension")
+        low, high = self.radii[0], most or self.radii[1]
+        sizes = st.one_of(
+            st.just(0.0),
+            st.floats(low, high),
+            st.floats(math.log(low), math.log(high)).map(lambda log: min(math.exp(log), high)),
+        )
+        drawn = []
+        for number in range(count):
+            seed = data.draw(st.integers(0, 2**31), label=f"direction {number}")
+            direction = torch.randn(dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+            drawn.append(data.draw(sizes, label=f"radius {number}") * normalize(direction, dim=0))
+        return drawn
+
+
+class HyperbolicLaws(Laws):
+    """The laws of hyperbolic space.
+
+    The manifold has geoopt's methods ``dist``, ``dist0``, ``expmap``, ``expmap0``, ``logmap``, ``transp``,
+    ``inner``, ``projx``, ``proju``, ``egrad2rgrad``, ``check_point_on_manifold`` and
+    ``check_vector_on_tangent``, and points as geoopt's ``Lorentz`` has them, time first.
+    """
 
     @laws
-    @given(vectors(), vectors(), vectors(), CURVATURES, DTYPES)
-    def test_distance_is_a_metric(
-        self, a: Tensor, b: Tensor, e: Tensor, c: float, dtype: torch.dtype
-    ) -> None:
+    @given(st.data(), CURVATURES, DTYPES)
+    def test_distance_is_a_metric(self, data: st.DataObject, c: float, dtype: torch.dtype) -> None:
         """It is 0 from a point to itself, positive, symmetric, and keeps the triangle inequality."""
         manifold = self.make(c, dtype)
-        x, y, z = (self.lift(manifold, v, c, dtype) for v in (a, b, e))
+        x, y, z = (self.lift(manifold, v, c, dtype) for v in self.vectors(data, 3))
         xy, yx, yz, xz = (float(manifold.dist(*pair)) for pair in ((x, y), (y, x), (y, z), (x, z)))
         assert float(manifold.dist(x, x)) == 0.0
         assert xy >= 0
@@ -71,85 +86,119 @@ class HyperbolicLaws:
         assert xz <= (xy + yz) * (1 + 4 * torch.finfo(dtype).eps)
 
     @laws
-    @given(vectors(), CURVATURES, DTYPES)
-    def test_distance_to_the_origin_is_the_length(self, a: Tensor, c: float, dtype: torch.dtype) -> None:
+    @given(st.data(), CURVATURES, DTYPES)
+    def test_distance_to_the_origin_is_the_length(
+        self, data: st.DataObject, c: float, dtype: torch.dtype
+    ) -> None:
         """Exp is a radial isometry."""
         manifold = self.make(c, dtype)
+        (a,) = self.vectors(data, 1)
         found = float(manifold.dist0(self.lift(manifold, a, c, dtype))) * math.sqrt(c)
         assert math.isclose(found, float(a.norm()), rel_tol=self.slack * torch.finfo(dtype).eps)
 
     @laws
-    @given(vectors(), vectors(), CURVATURES, DTYPES)
-    def test_exp_inverts_log(self, a: Tensor, b: Tensor, c: float, dtype: torch.dtype) -> None:
-        """expmap(x, logmap(x, y)) is y, and the logarithm is as long as the distance."""
+    @given(st.data(), CURVATURES, DTYPES)
+    def test_exp_inverts_log(self, data: st.DataObject, c: float, dtype: torch.dtype) -> None:
+        """expmap(x, logmap(x, y)) is y."""
         manifold = self.make(c, dtype)
+        a, b = self.vectors(data, 2)
         x, y = (self.lift(manifold, v, c, dtype) for v in (a, b))
-        u = manifold.logmap(x, y)
-        off = float(manifold.dist(manifold.expmap(x, u), y)) * math.sqrt(c)
-        far = math.exp(float(a.norm() + b.norm()))  # what an error of u at x becomes at y
+        off = float(manifold.dist(manifold.expmap(x, manifold.logmap(x, y)), y)) * math.sqrt(c)
+        far = math.exp(float(a.norm() + b.norm()))  # what an error of the vector at x becomes at y
         assert off <= self.slack * torch.finfo(dtype).eps * far
 
     @laws
-    @given(vectors(), vectors(), vectors(), CURVATURES, DTYPES)
-    def test_transport_keeps_lengths_and_comes_back(
-        self, a: Tensor, b: Tensor, e: Tensor, c: float, dtype: torch.dtype
+    @given(st.data(), CURVATURES, DTYPES)
+    def test_transport_keeps_inner_products_and_comes_back(
+        self, data: st.DataObject, c: float, dtype: torch.dtype
     ) -> None:
         """Transport is an isometry, and its own way back."""
         manifold = self.make(c, dtype)
+        a, b, first, second = self.vectors(data, 4)
         x, y = (self.lift(manifold, v, c, dtype) for v in (a, b))
-        u = manifold.proju(x, torch.nn.functional.pad(e, (1, 0)).to(dtype))
-        there = manifold.transp(x, y, u)
-        back = manifold.transp(y, x, there)
-        size = float(u.double().norm() + there.double().norm()) + 1e-30
-        assert float((back - u).double().norm()) <= self.resolution(dtype, a, b) * size
+        u, w = (manifold.proju(x, pad(e, (1, 0)).to(dtype)) for e in (first, second))
+        there = [manifold.transp(x, y, one) for one in (u, w)]
+        sizes = [
+            float(one.double().norm() + moved.double().norm())
+            for one, moved in zip((u, w), there, strict=True)
+        ]
+        unit = self.resolution(dtype, float(a.norm()), float(b.norm()))
+        back = manifold.transp(y, x, there[0])
+        assert float((back - u).double().norm()) <= unit * sizes[0]
+        kept = float(manifold.inner(y, *there)) - float(manifold.inner(x, u, w))
+        assert abs(kept) <= unit * sizes[0] * sizes[1]
 
     @laws
-    @given(vectors(), vectors(), st.floats(-3, 3), CURVATURES, DTYPES)
-    def test_rotations_are_isometries(
-        self, a: Tensor, b: Tensor, angle: float, c: float, dtype: torch.dtype
-    ) -> None:
-        """Turning both points by the same angle changes no distance."""
+    @given(st.data(), CURVATURES, DTYPES)
+    def test_reflections_are_isometries(self, data: st.DataObject, c: float, dtype: torch.dtype) -> None:
+        """Reflecting both points in a plane through the origin, of which rotations are made."""
         manifold = self.make(c, dtype)
-        turn = torch.eye(_DIM, dtype=torch.float64)
-        turn[:2, :2] = torch.tensor(
-            [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64
+        a, b, normal = self.vectors(data, 3)
+        unit = normalize(normal, dim=0)
+        turned = [v - 2 * (v @ unit) * unit for v in (a, b)]
+        plain, moved = (
+            float(manifold.dist(*(self.lift(manifold, v, c, dtype) for v in pair))) * math.sqrt(c)
+            for pair in ((a, b), turned)
         )
-        plain, turned = (
-            float(manifold.dist(*(self.lift(manifold, t @ v, c, dtype) for v in (a, b)))) * math.sqrt(c)
-            for t in (torch.eye(_DIM, dtype=torch.float64), turn)
-        )
-        assert abs(plain - turned) <= self.resolution(dtype, a, b)
+        assert abs(plain - moved) <= self.resolution(dtype, float(a.norm()), float(b.norm()))
 
     @laws
-    @given(vectors(), vectors(), CURVATURES, DTYPES)
-    def test_curvature_is_a_unit_of_length(self, a: Tensor, b: Tensor, c: float, dtype: torch.dtype) -> None:
+    @given(st.data(), st.floats(-2, 2), CURVATURES, DTYPES)
+    def test_boosts_are_isometries(
+        self, data: st.DataObject, by: float, c: float, dtype: torch.dtype
+    ) -> None:
+        """Moving both points along a geodesic through the origin, which with rotations is every isometry."""
+        manifold = self.make(c, dtype)
+        a, b, along = self.vectors(data, 3)
+        unit = normalize(along, dim=0)
+        points = [self.lift(manifold, v, c, dtype) for v in (a, b)]
+        moved = []
+        for p in points:
+            time, part = p[0].double(), p[1:].double() @ unit
+            step = (math.cosh(by) - 1) * part + math.sinh(by) * time
+            late = math.cosh(by) * time + math.sinh(by) * part
+            moved.append(torch.cat([late[None], p[1:].double() + step * unit]).to(dtype))
+        if not unit.any():
+            moved = points
+        before, after = (
+            float(manifold.dist(*map(manifold.projx, pair))) * math.sqrt(c) for pair in (points, moved)
+        )
+        radii = [float(v.norm()) + abs(by) for v in (a, b)]
+        assert abs(before - after) <= self.resolution(dtype, *radii)
+
+    @laws
+    @given(st.data(), CURVATURES, DTYPES)
+    def test_curvature_is_a_unit_of_length(self, data: st.DataObject, c: float, dtype: torch.dtype) -> None:
         """Distances of curvature -c are those of curvature -1, in units of 1/√c."""
         ours, unit = self.make(c, dtype), self.make(1.0, dtype)
+        a, b = self.vectors(data, 2)
         d = float(ours.dist(*(self.lift(ours, v, c, dtype) for v in (a, b)))) * math.sqrt(c)
         want = float(unit.dist(*(self.lift(unit, v, 1.0, dtype) for v in (a, b))))
-        assert abs(d - want) <= self.resolution(dtype, a, b)
+        assert abs(d - want) <= self.resolution(dtype, float(a.norm()), float(b.norm()))
 
     @laws
-    @given(vectors(), vectors(), CURVATURES, DTYPES)
+    @given(st.data(), CURVATURES, DTYPES)
     def test_points_and_gradients_are_on_the_manifold(
-        self, a: Tensor, e: Tensor, c: float, dtype: torch.dtype
+        self, data: st.DataObject, c: float, dtype: torch.dtype
     ) -> None:
         """What projx makes passes the manifold's own check, and a Riemannian gradient is tangent."""
         manifold = self.make(c, dtype)
+        a, e = self.vectors(data, 2)
         x = manifold.projx(self.lift(manifold, a, c, dtype) * 1.01)
         assert manifold.check_point_on_manifold(x)
-        gradient = torch.nn.functional.pad(e, (1, 0), value=0.5).to(dtype)
+        gradient = pad(e, (1, 0), value=0.5).to(dtype)
         kept = gradient.clone()
         u = manifold.egrad2rgrad(x, gradient)
         assert manifold.check_vector_on_tangent(x, u)
         assert torch.equal(gradient, kept)
 
     @laws
-    @given(vectors(), vectors(), CURVATURES, DTYPES)
-    def test_everything_is_finite(self, a: Tensor, b: Tensor, c: float, dtype: torch.dtype) -> None:
+    @given(st.data(), CURVATURES, DTYPES)
+    def test_everything_is_finite(self, data: st.DataObject, c: float, dtype: torch.dtype) -> None:
         """Values, gradients and their gradients, coincident points and the origin included."""
         manifold = self.make(c, dtype)
-        pairs = ((a, b), (a, a), (a, 2 * a), (a, -a), (a, 0 * a))
+        a, b = self.vectors(data, 2, self.far)
+        pairs = ((a, b), (a, a), (a, 1.1 * a), (a, -a), (a, 0 * a))
         for first, second in pairs:
             x, y = (self.lift(manifold, v, c, dtype).detach().requires_grad_() for v in (first, second))
             value = manifold.dist(x, y) + manifold.logmap(x, y).sum()
@@ -157,3 +206,48 @@ class HyperbolicLaws:
             bends = torch.autograd.grad(slopes[0].sum() + slopes[1].sum(), (x, y), allow_unused=True)
             for found in (value, *slopes, *bends):
                 assert found is None or bool(found.isfinite().all())
+
+
+class ConeLaws(Laws):
+    """The laws of entailment cones, for a manifold that has ``half_aperture`` and ``exterior_angle`` too."""
+
+    def ray(
+        self, data: st.DataObject, further: float, c: float, dtype: torch.dtype
+    ) -> tuple[Any, Tensor, Tensor, float]:
+        """The manifold, a point, one further out on its ray, and the resolution of angles between them."""
+        manifold = self.make(c, dtype)
+        (a,) = self.vectors(data, 1, 3.0)
+        r = float(a.norm())
+        x, y = (self.lift(manifold, v, c, dtype) for v in (a, further * a))
+        if r == 0:
+            return manifold, x, y, 0.0
+        # Turning y by a rounding moves it by that times sinh r, seen from x at the distance of both.
+        seen = math.sinh(further * r) / math.sinh((further - 1) * r)
+        return manifold, x, y, self.slack * torch.finfo(dtype).eps * seen
+
+    @laws
+    @given(st.data(), st.floats(1.5, 2.0), CURVATURES, DTYPES)
+    def test_cones_narrow_outward(
+        self, data: st.DataObject, further: float, c: float, dtype: torch.dtype
+    ) -> None:
+        """The aperture falls with the radius, from a half-space at the origin."""
+        manifold, x, y, _ = self.ray(data, further, c, dtype)
+        near, far = float(manifold.half_aperture(x)), float(manifold.half_aperture(y))
+        assert 0 < far <= near <= math.pi / 2 * (1 + torch.finfo(dtype).eps)
+        if float(manifold.dist0(y)) * math.sqrt(c) > 0.25:  # sinh of it is over 2K
+            assert far < near
+
+    @laws
+    @given(st.data(), st.floats(1.5, 2.0), CURVATURES, DTYPES)
+    def test_the_outward_ray_is_the_axis_of_the_cone(
+        self, data: st.DataObject, further: float, c: float, dtype: torch.dtype
+    ) -> None:
+        """The exterior angle is 0 on the ray, inside the cone, and π toward the origin."""
+        manifold, x, y, unit = self.ray(data, further, c, dtype)
+        outward = float(manifold.exterior_angle(x, y))
+        assert outward <= unit
+        assert outward <= float(manifold.half_aperture(x))
+        if unit > 0:  # there is an angle
+            assert float(manifold.exterior_angle(y, x)) >= math.pi - unit
+            origin = self.lift(manifold, torch.zeros_like(x[1:].double()), c, dtype)
+            assert float(manifold.exterior_angle(x, origin)) >= math.pi - unit

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from riemann_unlearn.data import Dataset, Selection
 from riemann_unlearn.data import load as load_data
 from riemann_unlearn.data.batch import make_batch
+from riemann_unlearn.diagnostics import watch
 from riemann_unlearn.evaluation import evaluate
 from riemann_unlearn.io import atomic_write
 from riemann_unlearn.models import DualEncoder, save_model
@@ -225,6 +226,7 @@ class _Run:
         self.model = model.eval()  # batch statistics stay those of training
         self.dataset, self.method, self.config = dataset, method, config
         self.problem = Problem(model, dataset, selection)
+        self.watch = watch(model)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -272,7 +274,8 @@ class _Run:
                     self.save(folder)
 
     def _step(self, rate: float) -> dict[str, Any]:
-        terms = self.objective(self._next(self.generator, len(self.history)))
+        step = self._next(self.generator, len(self.history))
+        terms = self.objective(step)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             raise RuntimeError(
@@ -289,10 +292,15 @@ class _Run:
         if kept is not None and self.masks is not None:
             for parameter, value, mask in zip(self.trainable, kept, self.masks, strict=True):
                 parameter.data.copy_(value if mask is None else torch.where(mask, parameter, value))
+        figures: dict[str, float] = {}
+        if self.watch.due and (c := self.model.curvature) is not None:
+            figures = self.watch.tangents("image_features", step.image_features, c)
         return {
             "step": len(self.history) + 1,
             "loss": loss.item(),
             **{name: value.item() for name, value in terms.items()},
+            **figures,
+            **self.watch.step(),
         }
 
     def _saliency_masks(self) -> list[Tensor | None]:
@@ -369,6 +377,7 @@ class _Run:
         self.generator.set_state(saved["generator"])
         self.history, self.seconds = saved["history"], saved["seconds"]
         self.before = saved["before"]
+        self.watch.steps = len(self.history)
 
 
 def open_run_directory(output: str | Path, config: RunConfig, resume: bool) -> Path:

@@ -35,6 +35,17 @@ def test_radii_are_those_of_the_points(manifold: geoopt.Manifold) -> None:
     assert figures["0/constraint_error"] <= 64 * torch.finfo(torch.float32).eps
 
 
+def test_radii_of_tangent_vectors_are_their_lengths() -> None:
+    v = torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]]])
+    watcher = watch([v], every=2)
+    assert watcher.due
+    figures = watcher.tangents("images", v, torch.tensor(4.0))
+    assert figures["images/radius_50"] == 5.0
+    assert figures["images/radius_max"] == 10.0
+    watcher.step()
+    assert not watcher.due
+
+
 def test_it_warns_once_of_points_too_far_out() -> None:
     watcher = watch([points(12.0, ru.Lorentz())], every=1)
     with pytest.warns(StabilityWarning, match=r"past radius 10\.4"):

@@ -7,10 +7,15 @@ import pytest
 import torch
 
 import riemann_unlearn as ru
-from riemann_unlearn.testing import HyperbolicLaws
+from riemann_unlearn.testing import ConeLaws, HyperbolicLaws
 
 
 class TestLorentz(HyperbolicLaws):
+    def make(self, c: float, dtype: torch.dtype) -> ru.Lorentz:
+        return ru.Lorentz(torch.tensor(1 / c, dtype=dtype))
+
+
+class TestCones(ConeLaws):
     def make(self, c: float, dtype: torch.dtype) -> ru.Lorentz:
         return ru.Lorentz(torch.tensor(1 / c, dtype=dtype))
 

@@ -43,6 +43,7 @@ def test_a_run_writes_what_it_promises(model: DualEncoder, world: Dataset, tmp_p
                 assert {"accuracy", "recall_at_1", "parent_accuracy"} <= set(part[group])
     records = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert records == result.history
+    assert ("image_features/radius_max" in records[0]) == (model.geometry == "hyperbolic")
     assert [record["step"] for record in records] == list(range(1, 7))
     for record in records:
         terms = [value for name, value in record.items() if name.endswith("_loss")]
