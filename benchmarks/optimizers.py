@@ -137,8 +137,8 @@ class Mammals:
         return loss
 
     def error(self, manifold: geoopt.Manifold, points: Tensor, seed: int) -> float:
-        between = wordnet.distances(geoopt.ManifoldTensor(points, manifold=ru.Lorentz()))
-        return 1 - wordnet.quality(between, self.taxonomy.pairs, self.taxonomy.pairs)[1]
+        distances = wordnet.distances(geoopt.ManifoldParameter(points, ru.Lorentz()))
+        return 1 - wordnet.quality(wordnet.ranks(distances, self.taxonomy.pairs), self.taxonomy.pairs)[1]
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {"frechet": Frechet, "far": Far, "wordnet": Mammals}

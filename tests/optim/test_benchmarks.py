@@ -69,12 +69,14 @@ def test_quality_is_rank_and_average_precision() -> None:
     distances = torch.tensor(
         [[0.0, 1, 4, 2, 3], [1, 0, 9, 9, 9], [4, 9, 0, 9, 9], [5, 1, 2, 0, 3], [3, 9, 9, 9, 0]]
     )
-    pairs = torch.tensor([[0, 1], [0, 2], [3, 0]])
-    mean_rank, precision = wordnet.quality(distances, pairs, pairs)
+    pairs = torch.tensor([[0, 1], [3, 0], [0, 2]])
+    ranks = wordnet.ranks(lambda nodes: distances[nodes], pairs)
+    assert ranks.tolist() == [1, 4, 3]
+    mean_rank, precision = wordnet.quality(ranks, pairs)
     assert mean_rank == pytest.approx((1 + 3 + 4) / 3)
     assert precision == pytest.approx(((1 + 2 / 4) / 2 + 1 / 4) / 2)
     # Of some pairs, the others are still no wrong answers.
-    assert wordnet.quality(distances, pairs[1:2], pairs)[0] == pytest.approx(3)
+    assert wordnet.quality(ranks[2:], pairs[2:]) == (3, pytest.approx(1 / 3))
 
 
 def test_negatives_are_no_ancestors(folder: Path) -> None:
@@ -96,7 +98,7 @@ def test_wordnet_end_to_end(folder: Path, manifold: str, capsys: pytest.CaptureF
         "--epochs",
         "150",
         "--lr",
-        "0.1",
+        "3",
         "--unlearn-steps",
         "120",
         "--unlearn-lr",
