@@ -274,7 +274,7 @@ class Unlearning:
         return self.recall(points, self.gone) + max(0.0, self.before - self.recall(points, self.asked))
 
 
-PROBLEMS: dict[str, Callable[[], Problem]] = {
+PROBLEMS: dict[str, type[Problem]] = {
     "frechet": Frechet,
     "far": Far,
     "wordnet": Mammals,
@@ -493,17 +493,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--optimizer", action="append", default=[], help="module:Class to add; repeatable")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
-    parser.add_argument("--output", type=Path, help="also write all rows, with their curves, as JSON")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="JSON file for all rows, with their curves; problems that are in it are not run again",
+    )
     parser.add_argument("--plot", type=Path, help="draw the curves to this file (needs matplotlib)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     added = [Contender(path, _import(path), ru.Lorentz) for path in options.optimizer]
     rows: list[dict[str, Any]] = []
+    if options.output and options.output.is_file():
+        rows = json.loads(options.output.read_text(encoding="utf-8"))
     for name in options.problems:
-        problem = (PROBLEMS[name] if name in PROBLEMS else _import(name))()
-        rows += compare(problem, [*CONTENDERS, *added], range(options.seeds))
-        if options.output:  # after each problem, for they take minutes
+        kind = PROBLEMS[name] if name in PROBLEMS else _import(name)
+        if kind.name in {row["problem"] for row in rows}:
+            continue
+        rows += compare(kind(), [*CONTENDERS, *added], range(options.seeds))
+        if options.output:
             atomic_write(options.output, json.dumps(rows, indent=1) + "\n")
     if options.plot:
         plot(rows, options.plot)

@@ -157,7 +157,9 @@ class Wild(torch.optim.SGD):
             p.data.fill_(float("nan"))
 
 
-def test_optimizers_compares_the_users_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_optimizers_compares_the_users_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = "tests.optim.test_benchmarks"
     arguments = ["--problems", f"{here}:Valley", "--optimizer", f"{here}:Wild", "--seeds", "2"]
     assert optimizers.main([*arguments, "--output", str(tmp_path / "rows.json")]) == 0
@@ -170,6 +172,12 @@ def test_optimizers_compares_the_users_own(capsys: pytest.CaptureFixture[str], t
     rows = {row["optimizer"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
     assert rows["ours: RiemannianAdam"]["error"] < optimizers.lift(torch.full((2, 3), 0.5))[:, 1:].norm() / 2
     assert rows["ours: RiemannianAdam"]["nan_runs"].startswith("0/")
+    # What is in the file is not run again.
+    monkeypatch.setattr(optimizers, "compare", None)
+    plot = tmp_path / "curves.svg"
+    assert optimizers.main([*arguments, "--output", str(tmp_path / "rows.json"), "--plot", str(plot)]) == 0
+    assert capsys.readouterr().out.split("\n\n")[0] == table
+    assert "valley" in plot.read_text()
     with pytest.raises(ValueError, match="module:Class"):
         optimizers.main(["--problems", "nothing"])
 
