@@ -176,21 +176,27 @@ def test_the_kernel_stops_where_torch_does(without_numba: Any, dtype: torch.dtyp
         assert (ends[0][:, 0] / ends[1][:, 0]).log().abs().max() < 1
 
 
-def test_a_step_is_the_same_on_any_number_of_threads() -> None:
+def test_a_step_is_the_same_on_any_number_of_threads_and_anywhere_in_memory() -> None:
+    """What bitwise resumption rests on."""
     manifold = ru.Lorentz()
+    start = lorentz_points(manifold, 500, 38, 0)
     ends = []
     before = torch.get_num_threads()
     try:
-        for count in (1, 2):
+        for count, offset in ((1, 0), (2, 0), (1, 1)):
             torch.set_num_threads(count)
-            p = geoopt.ManifoldParameter(lorentz_points(manifold, 1000, 9, 0), manifold)
-            p.grad = torch.ones_like(p)
+            memory = torch.empty(start.numel() + offset)
+            p = geoopt.ManifoldParameter(start.clone(), manifold)
+            p.data = memory[offset:].view_as(start).copy_(start)
             optimizer = RiemannianAdam([p], lr=0.1)
-            optimizer.step()
+            for step in range(3):
+                p.grad = torch.randn(start.shape, generator=torch.Generator().manual_seed(step))
+                optimizer.step()
             ends.append(p.detach())
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(*ends)
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
