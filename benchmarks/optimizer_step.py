@@ -69,8 +69,6 @@ def contenders(points: list[Tensor], baseline: str, on_manifold: bool) -> dict[s
         f"torch Adam, {baseline}": torch.optim.Adam(parameters(points, None), lr=lr, **{baseline: True}),
         "ours": RiemannianAdam(parameters(points, ru.Lorentz() if on_manifold else None), lr=lr),
     }
-    if on_manifold and points[0].numel() >= 2**22:
-        found["ours, compile=False"] = RiemannianAdam(parameters(points, ru.Lorentz()), lr=lr, compile=False)
     theirs = parameters(points, geoopt.Lorentz() if on_manifold else None)
     found["geoopt"] = geoopt.optim.RiemannianAdam(theirs, lr=lr)
     return found

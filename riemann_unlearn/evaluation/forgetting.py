@@ -11,6 +11,7 @@ from riemann_unlearn.data import load as load_data
 from riemann_unlearn.evaluation.audit import audit as quick_audit
 from riemann_unlearn.evaluation.encoding import encode_images
 from riemann_unlearn.evaluation.full import full_audit, require_sklearn
+from riemann_unlearn.evaluation.neighbours import siblings
 from riemann_unlearn.evaluation.zero_shot import forget_and_retain, zero_shot
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.models import load as load_model
@@ -51,9 +52,10 @@ def evaluate(
     Returns
     -------
     dict
-        ``{"forget": metrics, "retain": metrics, "heldout": {"forget": metrics, "retain": metrics},
-        "audit": measures}`` with the metrics of :func:`zero_shot` and the measures of
-        :func:`riemann_unlearn.evaluation.audit`; ``heldout`` only where the dataset has such images. After
+        ``{"forget": metrics, "retain": metrics, "neighbours": metrics, "heldout": {the same}, "audit":
+        measures}`` with the metrics of :func:`zero_shot` and the measures of
+        :func:`riemann_unlearn.evaluation.audit`. Neighbours are those retained that are nearest to the
+        forgotten in the taxonomy; ``heldout`` is there only where the dataset has such images. After
         a full audit also ``full_audit``, what :func:`riemann_unlearn.evaluation.full_audit` returns.
 
     Raises
@@ -65,7 +67,7 @@ def evaluate(
     --------
     >>> report = evaluate("meru-emoji", "emoji", forget="food-fruit")
     >>> sorted(report)
-    ['audit', 'forget', 'heldout', 'retain']
+    ['audit', 'forget', 'heldout', 'neighbours', 'retain']
     """
     if audit not in ("quick", "full"):
         raise ValueError(f"audit must be 'quick' or 'full', got {audit!r}")
@@ -82,12 +84,14 @@ def evaluate(
         if given is not None
     }
     seen = encode_images(encoder, dataset.seen.images)
-    groups = forget_and_retain(dataset.seen, selection)
+    near = siblings(dataset.taxonomy, selection)
+    groups = forget_and_retain(dataset.seen, selection) | {"neighbours": near[dataset.seen.concept]}
     report: dict[str, Any] = zero_shot(encoder, dataset.seen, groups, image_features=seen)
     heldout = None
     if dataset.heldout is not None:
         heldout = encode_images(encoder, dataset.heldout.images)
         groups = forget_and_retain(dataset.heldout, selection)
+        groups["neighbours"] = near[dataset.heldout.concept]
         report["heldout"] = zero_shot(encoder, dataset.heldout, groups, image_features=heldout)
     report["audit"] = quick_audit(encoder, dataset, selection, seen, heldout)
     if audit == "full":

@@ -30,10 +30,6 @@ from riemann_unlearn.optim.batching import batches, manifold_of
 
 Scalar = float | Tensor
 
-COMPILE_FROM = 2**22
-"""Elements from which ``compile=None`` compiles on a CPU. It takes some seconds once; what it saves a step is
-what ``python -m benchmarks.optimizer_step`` shows for a table of 6.5 million."""
-
 
 class RiemannianAdam(RiemannianOptimizer):
     r"""Adam on any mixture of Euclidean and manifold parameters.
@@ -66,9 +62,6 @@ class RiemannianAdam(RiemannianOptimizer):
     lazy : bool
         Leave alone, moments included, the points of a batch whose gradient is exactly zero: for embedding
         tables of which a step touches few rows. A sparse gradient is always taken so.
-    compile : bool, optional
-        Step Lorentz parameters by kernels of ``torch.compile``. By default where it pays: for batches of
-        4 million elements or more on a CPU with a compiler.
     foreach : bool, optional
         torch's option for Euclidean parameters; False also steps manifold parameters one by one.
     maximize : bool
@@ -126,7 +119,6 @@ class RiemannianAdam(RiemannianOptimizer):
         retraction: bool = True,
         max_step: float | None = None,
         lazy: bool = False,
-        compile: bool | None = None,
         foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
@@ -142,7 +134,6 @@ class RiemannianAdam(RiemannianOptimizer):
             "eps": eps,
             "amsgrad": amsgrad,
             "capturable": capturable,
-            "compile": compile,
             "decoupled_weight_decay": self._decoupled,
         }
         super().__init__(
@@ -274,7 +265,6 @@ class RiemannianAdam(RiemannianOptimizer):
                 beta=beta1,
                 step_size=lr / correction1,
                 longest=longest,
-                compiled=_compiles(group, points),
             )
             return
         if isinstance(count, Tensor) and count.ndim > 0:
@@ -329,9 +319,3 @@ class RiemannianAdamW(RiemannianAdam):
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
-
-
-def _compiles(group: dict[str, Any], points: Tensor) -> bool:
-    if group["compile"] is not None:
-        return bool(group["compile"])
-    return points.numel() >= COMPILE_FROM and points.device.type == "cpu" and lorentz.can_compile()

@@ -26,14 +26,14 @@ point is on the upper sheet to the rounding of its coordinates after any number 
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from riemann_unlearn import _jit
 
 Scalar = float | Tensor
 """A number, or one for each row."""
@@ -65,63 +65,21 @@ class Signatures(NamedTuple):
     lorentz: Tensor
 
 
-class Kernels(NamedTuple):
-    """The passes over rows that a step is made of, in place in points p and momenta m."""
-
-    accumulate: Callable[..., tuple[Tensor, ...]]
-    coefficients: Callable[..., tuple[Tensor, Tensor]]
-    shear: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-    dot: Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def eager_kernels(rows: Tensor) -> Kernels:
-    """Kernels for tiles of ``rows``."""
+def row_dot(rows: Tensor) -> Dot:
+    """The weighted sum of x·y in each row, for tiles of ``rows``."""
     work = rows.new_empty(_height(rows), rows.shape[-1]) if rows.device.type == "cpu" else None
 
     def dot(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         product = x * y if work is None else torch.mul(x, y, out=work[: len(x)])
         return torch.mv(product, weights)
 
-    return Kernels(functools.partial(accumulate, dot=dot), step_coefficients, shear, dot)
+    return dot
 
 
-@functools.cache
-def can_compile() -> bool:
-    """Whether :func:`compiled_kernels` work here; found out once, with a warning if they do not."""
-    points = torch.tensor([[1.0, 0.0, 0.0]]).repeat(4, 1)
-    rows = torch.zeros(4, 3)
-    try:
-        adam_rows(
-            points,
-            rows.clone(),
-            rows,
-            Moment(rows[:, 0].clone(), None, 0.9, 1.0, 1e-8),
-            1.0,
-            beta=0.9,
-            step_size=1.0,
-            compiled=True,
-        )
-    except Exception as error:  # a missing compiler, or any of torch.compile's many ways to fail
-        warnings.warn(
-            f"torch.compile does not work here, and Lorentz parameters are stepped without it: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return False
-    return True
-
-
-@functools.cache
-def compiled_kernels() -> Kernels:
-    """The same through ``torch.compile``, cut where its CPU backend makes one pass of each."""
-    kernels: list[Any] = [accumulate, step_coefficients, shear, weighted_dot]
-    return Kernels(*(torch.compile(kernel, dynamic=True, fullgraph=True) for kernel in kernels))
-
-
-def tiles(*rows: Tensor | None, whole: bool = False) -> Iterator[list[Any]]:
+def tiles(*rows: Tensor | None) -> Iterator[list[Any]]:
     """The same blocks of rows of each tensor: blocks that fit a CPU's cache, elsewhere all rows."""
     points = next(tensor for tensor in rows if tensor is not None)
-    height = len(points) if whole or points.device.type != "cpu" else _height(points)
+    height = _height(points) if points.device.type == "cpu" else len(points)
     for start in range(0, len(points), max(height, 1)):
         yield [None if tensor is None else tensor[start : start + height] for tensor in rows]
 
@@ -145,9 +103,10 @@ def adam_rows(
     beta: float,
     step_size: Scalar,
     longest: float = math.inf,
-    compiled: bool = False,
 ) -> None:
     """One Adam step of every row, in place in points, momenta and moment.
+
+    On the CPU by a compiled kernel where numba is there, elsewhere and for numbers that are tensors by torch.
 
     Parameters
     ----------
@@ -161,26 +120,26 @@ def adam_rows(
         Learning rate over the first bias correction; a number, or one a row.
     longest : float
         Cap of the geodesic length of the step.
-    compiled : bool
-        Run the two passes over the rows as kernels of ``torch.compile``.
     """
-    signs = _signatures(points)
+    numbers = k, moment.correction, step_size
+    if (
+        points.device.type == "cpu"
+        and not any(isinstance(value, Tensor) for value in numbers)
+        and _jit.is_available()
+    ):
+        _compiled_adam_rows(points, gradients, momenta, moment, k, beta, step_size, longest)
+        return
+    signs, dot = _signatures(points), row_dot(points)
     correction, scale = _per_row(moment.correction), _per_row(step_size)
-    blocks = tiles(
-        points, gradients, momenta, moment.average, moment.largest, correction, scale, whole=compiled
-    )
-    kernels = compiled_kernels() if compiled else eager_kernels(points)
-    rate: Scalar = beta
-    if compiled:  # numbers would be compiled in, and schedulers change them
-        k, rate = (torch.as_tensor(value, dtype=points.dtype, device=points.device) for value in (k, beta))
+    blocks = tiles(points, gradients, momenta, moment.average, moment.largest, correction, scale)
     for p, g, m, v, top, block_correction, block_scale in blocks:
-        square, time, delta, length = kernels.accumulate(p, g, m, signs, k, rate)
+        square, time, delta, length = accumulate(p, g, m, signs, k, beta, dot)
         v.mul_(moment.beta).add_(square, alpha=1 - moment.beta)
         if top is not None:
             v = torch.maximum(top, v, out=top)
         denominator = v / (moment.correction if correction is None else block_correction)
         speed = (step_size if scale is None else block_scale) / denominator.sqrt_().add_(moment.eps)
-        move(p, m, time, delta, length, speed, k, longest, signs, kernels)
+        move(p, m, time, delta, length, speed, k, longest, signs, dot)
 
 
 def move(
@@ -193,20 +152,20 @@ def move(
     k: Scalar,
     longest: float,
     signs: Signatures,
-    kernels: Kernels,
+    dot: Dot,
 ) -> None:
     """Move points p by -speed·(m = q + δp), where ``m`` holds q, and carry m along, in place."""
-    w, b = kernels.coefficients(time, delta, length, speed, k, longest)
-    kernels.shear(p, m, delta + w, b, w)
-    p[:, 0] = kernels.dot(p, p, signs.space).add_(k).sqrt_()
+    w, b = step_coefficients(time, delta, length, speed, k, longest)
+    m.addcmul_(p, (delta + w).unsqueeze(1))
+    p.addcmul_(m, b.unsqueeze(1))
+    m.addcmul_(p, w.unsqueeze(1))
+    p[:, 0] = dot(p, p, signs.space).add_(k).sqrt_()
 
 
 def accumulate(
-    p: Tensor, g: Tensor, m: Tensor, signs: Signatures, k: Scalar, beta: Scalar, dot: Dot | None = None
+    p: Tensor, g: Tensor, m: Tensor, signs: Signatures, k: Scalar, beta: float, dot: Dot
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Make of momenta m the q of βm + (1-β)r; return |r|², p_t, and δ and |m| of the new m."""
-    compiling = dot is None
-    dot = dot or weighted_dot
     a = dot(p, g, signs.all).div_(k)
     # Squares that overflow stop the row, as they do in Adam, and do not make it NaN by inf - inf.
     square = dot(g, g, signs.lorentz).add_(a * a * k).clamp_min_(0).nan_to_num_(math.inf, math.inf)
@@ -214,23 +173,8 @@ def accumulate(
     a = a.mul_(1 - beta)
     delta = (m[:, 0] * beta).sub_(g[:, 0] * (1 - beta)).div_(time).add_(a)
     m.lerp_(g, 1 - beta).addcmul_(p, (a - delta).unsqueeze(1))
-    if compiling:
-        m.mul_(signs.space)  # part of the pass; a write to one column would be another
-    else:
-        m[:, 0] = 0
+    m[:, 0] = 0
     return square, time, delta, dot(m, m, signs.space).add_(delta * delta * k).sqrt_()
-
-
-def shear(p: Tensor, m: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
-    """Add a·p to m, then b·m to p, then c·p to m."""
-    m.addcmul_(p, a.unsqueeze(1))
-    p.addcmul_(m, b.unsqueeze(1))
-    m.addcmul_(p, c.unsqueeze(1))
-
-
-def weighted_dot(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sum of x·y in each row."""
-    return (x * y * weights).sum(-1)
 
 
 def sgd_rows(
@@ -249,7 +193,7 @@ def sgd_rows(
 
     ``momenta`` is None without momentum, and 0 before the first step.
     """
-    signs, kernels = _signatures(points), eager_kernels(points)
+    signs, dot = _signatures(points), row_dot(points)
     for p, g, m in tiles(points, gradients, momenta):
         time = p[:, 0].clone()
         r = gradient_rows(p, g, k)
@@ -262,14 +206,14 @@ def sgd_rows(
         delta = u[:, 0] / time
         u.addcmul_(p, -delta.unsqueeze(1))
         u[:, 0] = 0
-        square = kernels.dot(u, u, signs.space).add_(delta * delta * k)
-        move(p, u, time, delta, square.sqrt(), lr, k, longest, signs, kernels)
+        square = dot(u, u, signs.space).add_(delta * delta * k)
+        move(p, u, time, delta, square.sqrt(), lr, k, longest, signs, dot)
         if nesterov:
             # Only the part of the momentum along the step turns with it.
-            inner = kernels.dot(old, m, signs.lorentz)
+            inner = dot(old, m, signs.lorentz)
             share = inner.div_(square.clamp_min_(torch.finfo(p.dtype).tiny)).unsqueeze(1)
             m.addcmul_(u - old, share)
-            m[:, 0] = kernels.dot(p, m, signs.space) / p[:, 0]
+            m[:, 0] = dot(p, m, signs.space) / p[:, 0]
 
 
 def gradient_rows(p: Tensor, g: Tensor, k: Scalar) -> Tensor:
@@ -321,6 +265,31 @@ def step_coefficients(
     grown = n.exp_()
     b = (grown + 1 / grown).div_(2).add_(1).mul_(half).div_(size).mul_(-root)
     return half.mul_(size).div_(-root), b
+
+
+def _compiled_adam_rows(
+    points: Tensor,
+    gradients: Tensor,
+    momenta: Tensor,
+    moment: Moment,
+    k: Scalar,
+    beta: float,
+    step_size: Scalar,
+    longest: float,
+) -> None:
+    from riemann_unlearn.optim import lorentz_rows
+
+    tensors = points, gradients, momenta, moment.average, moment.average
+    if moment.largest is not None:
+        tensors = *tensors[:4], moment.largest
+    with _jit.threads():
+        lorentz_rows.adam(
+            *(tensor.numpy() for tensor in tensors),
+            moment.largest is not None,
+            *(float(value) for value in (k, beta, moment.beta, moment.correction, moment.eps)),
+            *(float(value) for value in (step_size, longest, furthest(points.dtype))),
+            torch.finfo(points.dtype).eps,
+        )
 
 
 def _signatures(rows: Tensor) -> Signatures:

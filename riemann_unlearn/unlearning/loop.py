@@ -168,7 +168,7 @@ def unlearn(
     >>> import riemann_unlearn as ru
     >>> result = ru.unlearn(forget="food-fruit", settings={"steps": 1}, progress=False)
     >>> sorted(result.metrics["after"])
-    ['forget', 'heldout', 'retain']
+    ['forget', 'heldout', 'neighbours', 'retain']
     """
     config = RunConfig(
         forget=(forget,) if isinstance(forget, str) else tuple(forget),

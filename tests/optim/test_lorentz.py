@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
 from typing import Any
 
 import geoopt
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import riemann_unlearn as ru
+from riemann_unlearn import _jit
 from riemann_unlearn.optim import RiemannianAdam, RiemannianAdamW, RiemannianSGD, lorentz
 from tests.optim.problems import attraction, lorentz_points, run
 
@@ -92,6 +95,7 @@ def test_descent_finds_the_frechet_mean(seed: int, k: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     ends = []
+    monkeypatch.setattr(_jit, "INSTALLED", False)
     for tile in (2**17, 40, 1):
         monkeypatch.setattr(lorentz, "TILE", tile)
         manifold = ru.Lorentz(k=torch.tensor(2.0, dtype=dtype))
@@ -124,31 +128,97 @@ def test_transport_is_the_manifolds() -> None:
         torch.testing.assert_close(m, manifold.transp(points, p, momentum))
 
 
-def test_compiled_is_eager() -> None:
-    if not lorentz.can_compile():
-        pytest.skip("no compiler")
-    manifold = ru.Lorentz(k=2.0)
+@pytest.fixture
+def without_numba(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    return lambda: monkeypatch.setattr(_jit, "INSTALLED", False)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 4), (21, 33), (0, 4)])
+def test_the_kernel_is_torchs_step(without_numba: Any, shape: tuple[int, int], amsgrad: bool) -> None:
+    manifold = ru.Lorentz(k=torch.tensor(2.0, **DOUBLE))
+    problem = [lorentz_points(manifold, *shape, 0)], [lorentz_points(manifold, *shape, 1)]
+    states = []
+    for change in (lambda: None, without_numba):
+        change()
+        params, loss = attraction(manifold, *problem)
+        optimizer = RiemannianAdam(params, lr=0.1, amsgrad=amsgrad, max_step=0.15)
+        run(optimizer, loss, 10)
+        states.append([params[0].detach(), *optimizer.state[params[0]].values()])
+    for ours, theirs in zip(*states, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("way", ["out", "in", "across", "overflow"])
+def test_the_kernel_stops_where_torch_does(without_numba: Any, dtype: torch.dtype, way: str) -> None:
+    """A step of any length ends within ``lorentz.furthest``; a gradient of any length leaves it finite."""
+    radius = 8.0 if dtype == torch.float32 else 18.0
+    start = lorentz_points(ru.Lorentz(torch.tensor(1.0, dtype=dtype)), 5, 3, 0, radius=radius)
+    size = {torch.float32: 1e30, torch.float64: 1e200}[dtype] if way == "overflow" else 1.0
+    gradient = {"out": -start, "in": start.clone()}.get(way, torch.ones_like(start)) * size
+    gradient[:, 0] = 0
     ends = []
-    for compiled in (False, True):
-        params, loss = attraction(
-            manifold, [lorentz_points(manifold, 21, 7, 0)], [lorentz_points(manifold, 21, 7, 1)]
-        )
-        run(RiemannianAdam(params, lr=0.1, compile=compiled, amsgrad=True), loss, 5)
-        ends.append(params[0].detach())
-    torch.testing.assert_close(ends[1], ends[0])
+    for change in (lambda: None, without_numba):
+        change()
+        p = geoopt.ManifoldParameter(ru.Lorentz().origin(*start.shape, dtype=dtype))
+        p.data, p.grad = start.clone(), gradient
+        optimizer = RiemannianAdam([p], lr=1e9)
+        optimizer.step()
+        assert torch.isfinite(p).all()
+        assert torch.isfinite(optimizer.state[p]["exp_avg"]).all()
+        ends.append(p.detach())
+        # Rounding of the step's coefficients moves the end by as much.
+        assert p[:, 0].max() < 1.5 * lorentz.furthest(dtype)
+    if way == "overflow":
+        torch.testing.assert_close(ends[0], start, rtol=2 * torch.finfo(dtype).eps, atol=0)
+    else:
+        assert (ends[0][:, 0] / ends[1][:, 0]).log().abs().max() < 1
 
 
-def test_without_a_compiler_it_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails() -> None:
-        raise OSError("no compiler")
+def test_a_step_is_the_same_on_any_number_of_threads_and_anywhere_in_memory() -> None:
+    """What bitwise resumption rests on."""
+    manifold = ru.Lorentz()
+    start = lorentz_points(manifold, 500, 38, 0)
+    ends = []
+    before = torch.get_num_threads()
+    try:
+        for count, offset in ((1, 0), (2, 0), (1, 1)):
+            torch.set_num_threads(count)
+            memory = torch.empty(start.numel() + offset)
+            p = geoopt.ManifoldParameter(start.clone(), manifold)
+            p.data = memory[offset:].view_as(start).copy_(start)
+            optimizer = RiemannianAdam([p], lr=0.1)
+            for step in range(3):
+                p.grad = torch.randn(start.shape, generator=torch.Generator().manual_seed(step))
+                optimizer.step()
+            ends.append(p.detach())
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
 
-    monkeypatch.setattr(lorentz, "compiled_kernels", fails)
-    monkeypatch.setattr("riemann_unlearn.optim.adam.COMPILE_FROM", 1)
-    lorentz.can_compile.cache_clear()
-    params, loss = attraction(
-        ru.Lorentz(), [lorentz_points(ru.Lorentz(), 2, 3, 0)], [lorentz_points(ru.Lorentz(), 2, 3, 1)]
-    )
-    with pytest.warns(RuntimeWarning, match="no compiler"):
-        run(RiemannianAdam(params), loss, 1)
-    run(RiemannianAdam(params), loss, 1)  # and says it once
-    lorentz.can_compile.cache_clear()
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_does_without_the_kernel() -> None:
+    """Its parent's threads are gone; numba would end it."""
+    p = geoopt.ManifoldParameter(ru.Lorentz().origin(4, 3))
+    p.grad = torch.ones_like(p)
+    optimizer = RiemannianAdam([p])
+    optimizer.step()
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        optimizer.step()
+        os._exit(0 if torch.isfinite(p).all() and not _jit.is_available() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_kernels_are_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiler(cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr("numba.njit", compiler)
+    assert _jit.kernel(math.sqrt) is math.sqrt
