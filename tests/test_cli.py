@@ -74,7 +74,7 @@ def test_run_prints_json_and_makes_its_own_folder(
         assert metrics["forget"] == ["owl", "food-fruit"]
         assert metrics["settings"]["learning_rate"] == 1e-3
     made = sorted(p.name for p in (tmp_path / "runs").iterdir())
-    assert made == ["hac-owl-food-fruit-seed4", "hac-owl-food-fruit-seed4-2"]
+    assert made == ["tilt-owl-food-fruit-seed4", "tilt-owl-food-fruit-seed4-2"]
 
 
 def test_flags_override_the_configuration_file(
