@@ -52,11 +52,11 @@ class Frame(NamedTuple):
 
     def back(self, value: Tensor) -> Tensor:
         """Lengths of this frame, shape (...), in the unit of the data."""
-        return value if self.unit is None else scaled(value, self.unit, self.unit)
+        return value if self.unit is None else scaled(value, self.unit)
 
     def vector_back(self, value: Tensor) -> Tensor:
         """Vectors of this frame, shape (..., D), in the unit of the data."""
-        return value if self.unit is None else scaled(value, self.unit[..., None], self.unit[..., None])
+        return value if self.unit is None else scaled(value, self.unit[..., None])
 
 
 def frame(c: Curvature, *vectors: Tensor) -> Frame:

@@ -42,10 +42,8 @@ def pairwise(
         )
     dtype = result_dtype(a, b)
     framed = frame(c, a.flatten(-2), b.flatten(-2))  # one unit for all rows
-    one, other = (
-        v.unflatten(-1, x.shape[-2:])  # type: ignore[no-untyped-call]
-        for v, x in zip(framed.vectors, (a, b), strict=True)
-    )
+    one = framed.vectors[0].unflatten(-1, a.shape[-2:])  # type: ignore[no-untyped-call]
+    other = framed.vectors[1].unflatten(-1, b.shape[-2:])  # type: ignore[no-untyped-call]
     (r1, u1), (r2, u2) = _polar(one, framed.root, radius), _polar(other, framed.root, radius)
     side = pairwise_side(r1, u1, r2, u2)
     d = within(side * framed.curvature_radius[..., None, None], dtype)

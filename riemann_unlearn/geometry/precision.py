@@ -77,7 +77,7 @@ def wide_length(v: Tensor) -> Tensor:
     if unit is None:
         return span(v)
     inverse = (1 / unit)[..., None]
-    size = scaled(span(scaled(v, inverse, inverse)), unit, unit)
+    size = scaled(span(scaled(v, inverse)), unit)
     return size.clamp(max=torch.finfo(size.dtype).max)
 
 
@@ -156,8 +156,8 @@ def in_range(v: Tensor, data: torch.dtype) -> tuple[Tensor, Tensor | float]:
     return wide / scale, scale[..., 0]
 
 
-def scaled(v: Tensor, factor: Tensor, slope: Tensor) -> Tensor:
-    """``v * factor``, with the gradient multiplied by ``slope`` and kept finite.
+def scaled(v: Tensor, factor: Tensor, slope: Tensor | None = None) -> Tensor:
+    """``v * factor``, with the gradient multiplied by ``slope``, or the factor, and kept finite.
 
     What a second derivative brings is kept below the cube root of the largest number, for it has two more
     factors to meet.
@@ -261,19 +261,19 @@ class _Scaled(torch.autograd.Function):
     Forward: type[torch.autograd.Function]
 
     @staticmethod
-    def forward(v: Tensor, factor: Tensor, slope: Tensor, most: float) -> Tensor:
+    def forward(v: Tensor, factor: Tensor, slope: Tensor | None, most: float) -> Tensor:
         return v * factor
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: Tensor) -> None:
-        ctx.most = inputs[3]
-        ctx.save_for_backward(inputs[2])
-        ctx.save_for_forward(inputs[2])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, float], output: Tensor) -> None:
+        _, factor, slope, ctx.most = inputs
+        ctx.save_for_backward(factor if slope is None else slope)
+        ctx.save_for_forward(factor if slope is None else slope)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (slope,) = ctx.saved_tensors
-        by_v = apply(_Scaled, gradient, slope, slope, min(ctx.most, range_root(gradient.dtype, 3)))
+        by_v = apply(_Scaled, gradient, slope, None, min(ctx.most, range_root(gradient.dtype, 3)))
         return by_v.clamp(-ctx.most, ctx.most), None, None, None
 
 
