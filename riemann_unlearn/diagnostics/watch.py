@@ -50,7 +50,7 @@ def watch(
     target: torch.nn.Module | Iterable[Tensor],
     *,
     optimizer: torch.optim.Optimizer | None = None,
-    every: int = 20,
+    every: int = 50,
 ) -> Watch:
     """Watches a model, or its parameters, during training.
 

@@ -75,19 +75,24 @@ def side(t: Triangle) -> Tensor:
 
 def exterior_angle(t: Triangle) -> Tensor:
     """The exterior angle at corner 1; 0 with gradient 0 where there is none, and gradient 0 on the axis."""
-    # Scaled by e^-D, and D is the logarithm of what the pair is long: nothing overflows.
+    # Scaled by e^-D, and D is the logarithm of what the pair is long: nothing overflows. A common factor may
+    # depend on anything: this one moves with the larger radius, so that no exponent below does. Otherwise its
+    # derivatives, of the size of the radius and its square, would cancel only when all terms are added.
+    low, high = torch.minimum(t.r1, t.r2), torch.maximum(t.r1, t.r2)
     d = side(t).detach()
+    slack = high.detach() - d
     off_axis = t.half_sine > 0
     r1, r2 = (torch.where(off_axis, r, 1.0) for r in (t.r1, t.r2))
     sinh2 = -torch.expm1(-2 * r2)  # 2 e^-r2 sinh r2
     cosh1 = 1 + torch.exp(-2 * r1)  # 2 e^-r1 cosh r1
     # sinh r₂·sin θ ≤ sinh D and 2 sinh r₂·cosh r₁·sin²(θ/2) ≲ sinh D, and r₁ + r₂ ≥ d by the triangle
     # inequality; rounding of large radii may say otherwise.
-    up_across = torch.minimum(r2 - d, 1 - _log(t.sine))
-    across = torch.exp(up_across) * sinh2 * t.sine
-    up_bend = torch.minimum(((r2 - d) + r1).clamp(min=0), 2 - 2 * _log(t.half_sine))
+    # r₂ - D, and below r₁ + r₂ - D.
+    up_across = torch.minimum(slack - t.gap.clamp(min=0), 1 - _log(t.sine))
+    across = _exp(up_across) * sinh2 * t.sine
+    up_bend = torch.minimum((slack + low).clamp(min=0), 2 - 2 * _log(t.half_sine))
     bend = torch.exp(up_bend) * sinh2 * cosh1 * t.half_sine.square()
-    along = -_scaled_gap(t, d) - torch.where(off_axis, bend, 0.0)
+    along = -_scaled_gap(t.gap, low, high, slack) - torch.where(off_axis, bend, 0.0)
     # Together they are as long as 2 e^-D sinh D; where radii are too large for that to be seen in float64,
     # both may be tiny, and their squares nothing.
     largest = torch.maximum(across.abs(), along.abs()).detach()
@@ -174,15 +179,18 @@ def _far_side(t: Triangle, far: Tensor) -> Tensor:
     return torch.where(ahead & ~turned, size, torch.where(ahead | turned, d, 0.0))
 
 
-def _scaled_gap(t: Triangle, d: Tensor) -> Tensor:
-    """2 e^-d sinh(r1 - r2), for d >= |r1 - r2|."""
-    small = t.gap.abs() < 1
-    near = 2 * torch.exp(-d) * torch.sinh(torch.where(small, t.gap, 0.0))
+def _scaled_gap(gap: Tensor, low: Tensor, high: Tensor, slack: Tensor) -> Tensor:
+    """2 e^-D sinh(gap) of radii that differ by ``gap``, with D = high - slack, at least high - low."""
+    small = gap.abs() < 1
+    near = 2 * _exp(slack - high) * torch.sinh(torch.where(small, gap, 0.0))
     # Further apart, by the exponents that the other terms have, so that their roundings are the same.
-    low, high = torch.minimum(t.r1, t.r2), torch.maximum(t.r1, t.r2)
-    # d ≥ high - low, whatever rounding says.
-    far = torch.exp(((high - d) - low).clamp(max=0)) * -torch.expm1(2 * (low - high))
-    return torch.where(small, near, torch.where(t.r1 > t.r2, far, -far))
+    far = _exp((slack - low).clamp(max=0)) * -torch.expm1(2 * (low - high))
+    return torch.where(small, near, torch.where(gap > 0, far, -far))
+
+
+def _exp(x: Tensor) -> Tensor:
+    """exp, constant where it is 0: there 0 times the derivatives of a huge x would be NaN."""
+    return torch.exp(x.clamp(min=-800))
 
 
 def _log(sine: Tensor) -> Tensor:
