@@ -13,11 +13,25 @@ from torch import Tensor
 import riemann_unlearn.ops.contrastive  # noqa: F401
 from riemann_unlearn.geometry import tangent
 from riemann_unlearn.ops import Contrastive, backend, contrastive
-from riemann_unlearn.ops import contrastive_tiled as tiled
+from riemann_unlearn.ops import contrastive_layout, contrastive_tiled, workers
 
 module = sys.modules["riemann_unlearn.ops.contrastive"]  # the package's name for it is the function
 
 B, D = 96, 32
+
+
+@pytest.fixture(params=["numba", "tiled"])
+def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who does what is between the products: compiled code, or torch."""
+    monkeypatch.setattr(contrastive_tiled, "backend", lambda device: request.param)
+    return str(request.param)
+
+
+def use_tiles(monkeypatch: pytest.MonkeyPatch, rows: int, columns: int) -> None:
+    for name in ("ROWS", "ROWS_OF_TORCH"):
+        monkeypatch.setattr(contrastive_layout, name, rows)
+    for home in (contrastive_layout, contrastive_tiled):
+        monkeypatch.setattr(home, "COLUMNS", columns)
 
 
 def seed(number: int) -> torch.Generator:
@@ -103,25 +117,27 @@ def error(got: Tensor, want: Tensor) -> float:
         *(("collapsed", r) for r in (0.0, 1.0, 10.0, 50.0)),
     ],
 )
-def test_float32_is_right_wherever_the_features_lie(kind: str, radius: float, scale: float) -> None:
+def test_float32_is_right_wherever_the_features_lie(
+    kind: str, radius: float, scale: float, passes: str
+) -> None:
     sides = batch(kind, radius)
-    tau, c = torch.tensor(scale), torch.tensor(0.7)
-    inputs, references = leaves(*sides, tau), leaves(*sides, tau)
-    got = total(contrastive(*inputs, c, forget=FORGET, caption_ids=IDS))
-    want = total(exact(*references, c, FORGET, IDS))
+    inputs, references = (leaves(*sides, torch.tensor(scale), torch.tensor(0.7)) for _ in range(2))
+    got = total(contrastive(*inputs, forget=FORGET, caption_ids=IDS))
+    want = total(exact(*references, FORGET, IDS))
     assert error(got, want) < 1e-5
+    # The reference takes the gradient of c, of third order in r, as a difference of terms of first order.
+    cancels = 8 * torch.finfo(torch.float64).eps / radius**2 if radius else 0.0
     for mine, theirs in zip(gradients(got, inputs), gradients(want, references), strict=True):
         assert mine.isfinite().all()
-        assert error(mine, theirs) < 1e-4
+        assert error(mine, theirs) < 1e-4 + (cancels if theirs.ndim == 0 else 0.0)
 
 
 @pytest.mark.parametrize("masks", ["none", "forget", "ids", "both", "all"])
 @pytest.mark.parametrize("c", [0.7, None])
 def test_float64_is_exact_with_every_mask(
-    c: float | None, masks: str, monkeypatch: pytest.MonkeyPatch
+    c: float | None, masks: str, passes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiled, "ROWS", 17)
-    monkeypatch.setattr(tiled, "COLUMNS", 29)
+    use_tiles(monkeypatch, 17, 29)
     forget = {"none": None, "ids": None, "all": torch.ones(B, dtype=torch.bool)}.get(masks, FORGET)
     ids = IDS if masks in ("ids", "both") else None
     sides = [side.double() for side in batch("random", 1.0)]
@@ -137,10 +153,14 @@ def test_float64_is_exact_with_every_mask(
 
 @pytest.mark.parametrize("c", [0.7, None])
 @pytest.mark.parametrize("masked", [False, True])
-def test_tiles_of_every_kind_agree(c: float | None, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_tiles_of_every_kind_agree(
+    c: float | None, masked: bool, threads: int, passes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Near, far and ordinary rows in one batch, in tiles so small that each kind of tile occurs."""
-    monkeypatch.setattr(tiled, "ROWS", 8)
-    monkeypatch.setattr(tiled, "COLUMNS", 16)
+    monkeypatch.setattr(workers, "count", lambda: threads)
+    monkeypatch.setattr(contrastive_layout, "WORTH_WORKERS", 0)
+    use_tiles(monkeypatch, 8, 16)
     radii = torch.repeat_interleave(torch.tensor([0.5, 2.0, 9.0, 45.0]), B // 4)[:, None]
     x, y = directions(B, 1) * radii, directions(B, 2) * radii.roll(5, 0)
     x[::7] = y[::7] * (1 + 1e-4)
@@ -154,8 +174,8 @@ def test_tiles_of_every_kind_agree(c: float | None, masked: bool, monkeypatch: p
     for mine, theirs in zip(gradients(total(found), inputs), gradients(want, references), strict=True):
         assert error(mine, theirs) < 1e-4
     if c is not None and not masked:
-        problem = tiled.Problem(x, y, tau.double(), curvature.double(), forget, ids, 0, True)
-        plan = tiled.forward(problem).plan
+        problem = contrastive_layout.Problem(x, y, tau.double(), curvature.double(), forget, ids, 0, True)
+        plan = contrastive_tiled.forward(problem).plan
         assert plan.isnan().any()
         assert plan.isinf().any()
         assert (plan.isfinite() & (plan != 0)).any()
@@ -260,8 +280,7 @@ def test_a_missing_number_stays_missing() -> None:
 
 def test_memory_is_linear_in_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor of the op has more elements than the features or a tile."""
-    monkeypatch.setattr(tiled, "ROWS", 16)
-    monkeypatch.setattr(tiled, "COLUMNS", 16)
+    use_tiles(monkeypatch, 16, 16)
     sizes: list[int] = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -271,16 +290,16 @@ def test_memory_is_linear_in_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
             return out
 
     x, y = (torch.cat([side, 1.1 * side]) for side in batch("random", 1.0))
-    problem = tiled.Problem(x, y, torch.tensor(5.0), torch.tensor(1.0), None, None, 0, True)
+    problem = contrastive_layout.Problem(x, y, torch.tensor(5.0), torch.tensor(1.0), None, None, 0, True)
     with Watch():
-        found = tiled.forward(problem)
-        tiled.backward(problem, found, (found.matched, found.rows, found.columns, found.negative))
+        found = contrastive_tiled.forward(problem)
+        contrastive_tiled.backward(problem, found, (found.matched, found.rows, found.columns, found.negative))
     assert len(x) ** 2 > 2 * len(x) * (D + 2)
     assert max(sizes) == len(x) * (D + 2)
 
 
 def test_the_cpu_runs_tiles() -> None:
-    assert backend("cpu") == "tiled"
+    assert backend("cpu") == "numba"
     assert backend(torch.device("mps")) == "reference"
     assert backend("cuda") == "triton"
 
