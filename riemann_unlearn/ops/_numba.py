@@ -20,6 +20,9 @@ EXACT = {"contract"}
 SUMS = {"contract", "reassoc", "nsz"}
 """Sums may be taken in any order, or a reduction is not vectorized. NaN and Inf keep their meaning."""
 
+SEPARATE = {"reassoc", "nsz"}
+"""The same, and no product fused with a difference: a·b - c·d is 0 where the products are equal."""
+
 
 def jit(flags: set[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: compile with these liberties."""

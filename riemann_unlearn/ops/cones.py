@@ -149,7 +149,7 @@ def _backward(
     kept, sinh, k = _aperture(left, min_radius)
     slope = -k * (2 - a1) / (2 * sinh * torch.sqrt((sinh - k) * (sinh + k)))
     of_r1 = of_r1 - torch.where(kept, of_outside * slope, 0.0)
-    out, out_image = torch.zeros_like(text), torch.zeros_like(image)
+    out, out_image = text.new_zeros(text.shape), image.new_zeros(image.shape)
     steps = [
         (turn * side.inverse, (side.root * of_r - turn * angle / 2 * side.inverse) * side.inverse)
         for side, of_r in ((left, of_r1), (right, of_r2))

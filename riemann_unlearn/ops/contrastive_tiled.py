@@ -114,7 +114,7 @@ def backward(p: Problem, found: Statistics, of: Sequence[Tensor]) -> Gradients:
     of_scale = ((in_rows + in_columns) * found.matched).sum()
     of_matched = of_matched + scale * (in_rows + in_columns)
 
-    of_x, of_y = torch.zeros_like(w.p.x), torch.zeros_like(w.p.y)
+    of_x, of_y = (side.x.new_zeros(side.x.shape) for side in w.sides)
     sums = (
         torch.stack([w.left.sort(found.rows), w.left.sort(of_rows)], 1),
         torch.stack([w.right.sort(found.columns), w.right.sort(of_columns)], 1),
