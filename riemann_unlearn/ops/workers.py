@@ -71,6 +71,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _start(ready: Barrier) -> None:
+    torch.get_num_threads()  # by asking, a thread takes over the number it starts with; later it would be lost
     torch.set_num_threads(1)
     ready.wait()
 
