@@ -117,7 +117,7 @@ def _stretches(lo: int, hi: int, own: int, first: int, width: int, negatives: bo
 
 @jit(SUMS)
 def _measure(q: Any, near: Any, sinh: Any, hyperbolic: bool) -> Any:
-    """V in place of the product; the number of pairs that are too near, and ΣV."""
+    """V in place of the product; the number of pairs that are too near or missing, and ΣV."""
     bad, total = _ZERO, _ZERO
     if hyperbolic:
         for j in range(q.size):
@@ -129,6 +129,7 @@ def _measure(q: Any, near: Any, sinh: Any, hyperbolic: bool) -> Any:
     else:
         for j in range(q.size):
             total += q[j]
+            bad += _ONE if math.isnan(q[j]) else _ZERO
     return bad, total
 
 
@@ -144,7 +145,7 @@ def _least(v: Any, least: Any) -> Any:
 
 @jit(SUMS)
 def _add(v: Any, slope: Any, reference: Any, columns: Any) -> Any:
-    """exp(slope·V - reference), summed over a row; and onto ``columns``."""
+    """exp(slope·V - reference), summed over a row; and onto ``columns``. V must be numbers."""
     total = _ZERO
     for j in range(v.size):
         e = _exp(slope * v[j] - reference)

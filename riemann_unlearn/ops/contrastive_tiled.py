@@ -48,6 +48,7 @@ from riemann_unlearn.ops.polar import (
     from_differences,
     matched_angles,
     matched_distances,
+    zeros,
 )
 
 _FAR = 1e18
@@ -114,7 +115,7 @@ def backward(p: Problem, found: Statistics, of: Sequence[Tensor]) -> Gradients:
     of_scale = ((in_rows + in_columns) * found.matched).sum()
     of_matched = of_matched + scale * (in_rows + in_columns)
 
-    of_x, of_y = (side.x.new_zeros(side.x.shape) for side in w.sides)
+    of_x, of_y = zeros(w.p.x), zeros(w.p.y)
     sums = (
         torch.stack([w.left.sort(found.rows), w.left.sort(of_rows)], 1),
         torch.stack([w.right.sort(found.columns), w.right.sort(of_columns)], 1),
@@ -233,17 +234,16 @@ class _Forward(_Tiles):
 
     def add(self, tile: Tile) -> tuple[float, float]:
         """What the plan should say of the tile, and ΣV over its negatives."""
+        if self.w.compiled and not (self.w.p.hyperbolic and self.w.is_far(tile)):
+            reference, total = self._add_compiled(tile)
+            if not math.isnan(reference):
+                return reference, total
         if not self.w.p.hyperbolic:
-            return self._add_compiled(tile) if self.w.compiled else self._add(tile, self.cosines(tile), False)
-        if not self.w.is_far(tile):
-            if self.w.compiled:
-                reference, total = self._add_compiled(tile)
-                if not math.isnan(reference):
-                    return reference, total
-            else:
-                v = self.fast_if_right(tile)
-                if v is not None:
-                    return self._add(tile, v, False)
+            return self._add(tile, self.cosines(tile), False)
+        if not self.w.compiled and not self.w.is_far(tile):
+            v = self.fast_if_right(tile)
+            if v is not None:
+                return self._add(tile, v, False)
         return self._add(tile, self.careful(tile)[0], True)
 
     def _add_compiled(self, tile: Tile) -> tuple[float, float]:

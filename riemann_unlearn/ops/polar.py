@@ -21,6 +21,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -42,6 +43,17 @@ def compiled(x: Tensor) -> Any:
     if x.dtype != torch.float32 or x.device.type != "cpu" or backend("cpu") != "numba":
         return None
     return importlib.import_module("riemann_unlearn.ops.polar_numba")
+
+
+def zeros(like: Tensor) -> Tensor:
+    """Zeros of the shape of features, in rows one after the other.
+
+    Where passes are compiled, without a parallel region of torch: its threads go on to wait in a loop for
+    longer than a small batch takes, on the cores that the workers need.
+    """
+    if compiled(like):
+        return torch.from_numpy(numpy.zeros(like.shape, numpy.float32))
+    return like.new_zeros(like.shape)
 
 
 class Side:

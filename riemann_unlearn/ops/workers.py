@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from threading import Barrier, Lock
 from typing import TypeVar
 
@@ -43,13 +42,6 @@ def run(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     return list(_pool().map(guarded, tasks))
 
 
-def spans(length: int, least: int) -> list[slice]:
-    """0 to ``length`` in a piece for each worker, none shorter than ``least`` but the only one."""
-    pieces = max(1, min(count(), length // max(least, 1)))
-    edges = [length * k // pieces for k in range(pieces + 1)]
-    return [slice(a, b) for a, b in pairwise(edges)]
-
-
 _lock = Lock()
 _made: ThreadPoolExecutor | None = None
 
@@ -71,7 +63,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _start(ready: Barrier) -> None:
-    torch.get_num_threads()  # by asking, a thread takes over the number it starts with; later it would be lost
+    torch.get_num_threads()  # a thread that asks has its number; one that does not gets it later, over ours
     torch.set_num_threads(1)
     ready.wait()
 

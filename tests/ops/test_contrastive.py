@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 from collections.abc import Sequence
@@ -12,8 +13,14 @@ from torch import Tensor
 
 import riemann_unlearn.ops.contrastive  # noqa: F401
 from riemann_unlearn.geometry import tangent
-from riemann_unlearn.ops import Contrastive, backend, contrastive
-from riemann_unlearn.ops import contrastive_layout, contrastive_tiled, workers
+from riemann_unlearn.ops import (
+    Contrastive,
+    backend,
+    contrastive,
+    contrastive_layout,
+    contrastive_tiled,
+    workers,
+)
 
 module = sys.modules["riemann_unlearn.ops.contrastive"]  # the package's name for it is the function
 
@@ -328,3 +335,48 @@ def test_bad_arguments_are_refused() -> None:
         contrastive(x, y, 1.0, 0.0)
     with pytest.raises(TypeError, match="floating-point"):
         contrastive(x.long(), y, 1.0)
+
+
+def test_without_numba_torch_does_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)  # as if it were not installed
+    home = sys.modules["riemann_unlearn.ops.backend"]
+    home._imports.cache_clear()
+    try:
+        assert backend("cpu") == "tiled"
+        x, y = batch("random", 1.0)
+        assert contrastive(x, y, 5.0, 1.0).rows.isfinite().all()
+    finally:
+        home._imports.cache_clear()
+
+
+@pytest.mark.parametrize("passes", ["numba"], indirect=True)
+def test_the_compiled_functions_are_right_to_rounding(passes: str) -> None:
+    """Cephes' polynomials are within two units of the last place; four of 2^-23 for what is around them."""
+    kernels = importlib.import_module("riemann_unlearn.ops.contrastive_numba")
+    x = torch.linspace(-86.9, 87.9, 4001)
+    found = torch.tensor([kernels._exp(v) for v in x.numpy()])
+    assert torch.allclose(found.double(), x.double().exp(), rtol=2.0**-21, atol=0)
+    t = torch.logspace(-30, 30, 4001)
+    found = torch.tensor([kernels._log1p(v) for v in t.numpy()])
+    assert torch.allclose(found.double(), t.double().log1p(), rtol=2.0**-21, atol=0)
+    assert math.isnan(kernels._exp(x.numpy().dtype.type(math.nan)))
+
+
+@pytest.mark.parametrize("c", [0.7, None])
+def test_features_across_their_storage_are_as_good(c: float | None, passes: str) -> None:
+    x, y = batch("random", 1.0)
+    inputs, turned = leaves(x, y), leaves(x.T.contiguous(), y.T.contiguous())
+    want = total(contrastive(*inputs, 5.0, c, forget=FORGET))
+    got = total(contrastive(turned[0].T, turned[1].T, 5.0, c, forget=FORGET))
+    assert torch.equal(got, want)
+    for mine, theirs in zip(gradients(got, turned), gradients(want, inputs), strict=True):
+        assert torch.equal(mine.T, theirs)
+
+
+def test_a_missing_number_stays_missing_among_cosines(passes: str) -> None:
+    x, y = batch("random", 1.0)
+    x[5] = math.nan
+    found = contrastive(x, y, 5.0)
+    assert found.rows[5].isnan()
+    assert found.columns.isnan().all()
+    assert found.rows[:5].isfinite().all()
