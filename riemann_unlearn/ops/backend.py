@@ -35,7 +35,7 @@ def backend(device: torch.device | str = "cpu") -> str:
     return "reference"
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_numba() -> bool:
     """Whether numba can be imported; asked when an op first runs, for importing it takes a while."""
     return _imports("numba")

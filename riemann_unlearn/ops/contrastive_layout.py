@@ -174,7 +174,7 @@ class Layout:
     @cached_property
     def _near(self) -> tuple[Any, Any]:
         if not self.p.hyperbolic:
-            return tuple(torch.zeros(n).numpy() for n in (len(self.p.x), len(self.p.y)))
+            return torch.zeros(len(self.p.x)).numpy(), torch.zeros(len(self.p.y)).numpy()
         return (NEAR * self.sinh[0]).float().numpy(), self.sinh[1].float().numpy()
 
     def polar_arrays(self, tile: Tile) -> tuple[Any, tuple[Any, Any, Any]]:
@@ -244,9 +244,7 @@ def bent(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return f, 2 * torch.sinh(r / 2).square(), g
 
 
-def bend(
-    one: tuple[Tensor, Tensor, Tensor], other: tuple[Tensor, Tensor, Tensor], d: Tensor, sinh: Tensor
-) -> Tensor:
+def bend(one: tuple[Tensor, ...], other: tuple[Tensor, ...], d: Tensor, sinh: Tensor) -> Tensor:
     r"""G, with which the gradient of a distance with respect to √c is G/c, for small radii.
 
     The sum on the left is of terms of first order in the radii and is itself of third order; each term on the

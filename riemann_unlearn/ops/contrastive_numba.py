@@ -31,7 +31,7 @@ _LN2_HIGH = _f4(0.693359375)  # nine bits, so that its products with exponents a
 _LN2_LOW = _f4(math.log(2) - 0.693359375)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _power_of_two(typing: Any, n: Any) -> Any:
     """2ⁿ of a whole number, float32."""
 
@@ -43,7 +43,7 @@ def _power_of_two(typing: Any, n: Any) -> Any:
     return types.float32(types.float32), code
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _exponent(typing: Any, u: Any) -> Any:
     """The e of u = m·2ᵉ with m from √½ to √2, as float32."""
 
@@ -55,7 +55,7 @@ def _exponent(typing: Any, u: Any) -> Any:
     return types.float32(types.float32), code
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _mantissa(typing: Any, u: Any) -> Any:
     """The m of u = m·2ᵉ with m from √½ to √2."""
 
