@@ -15,7 +15,7 @@ import riemann_unlearn as ru
     [
         ("import riemann_unlearn.cli", ["torch", "numpy", "geoopt", "open_clip", "yaml"]),
         ("import riemann_unlearn", ["torch"]),
-        ("import riemann_unlearn.losses", ["open_clip", "timm", "torchvision", "PIL", "yaml"]),
+        ("import riemann_unlearn.losses", ["numba", "open_clip", "timm", "torchvision", "PIL", "yaml"]),
         ("import riemann_unlearn.geometry", ["open_clip", "timm", "torchvision", "PIL", "yaml"]),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 
 import torch
@@ -16,18 +18,36 @@ def backend(device: torch.device | str = "cpu") -> str:
     Returns
     -------
     str
-        "tiled": torch operations on tiles that stay in the caches; nothing is compiled. "triton": the
-        vendor's products and Triton kernels between them. "reference": plain torch, with the whole matrix.
+        "numba": tiles that stay in the caches, with compiled passes between their matrix products. "tiled":
+        the same with torch operations, where numba cannot be imported. "triton": the vendor's products and
+        Triton kernels between them. "reference": plain torch, with the whole matrix.
 
     Examples
     --------
     >>> backend("cpu")
-    'tiled'
+    'numba'
     """
     kind = torch.device(device).type
     if kind == "cuda" and importlib.util.find_spec("triton") is not None:
         return "triton"
-    return "tiled" if kind == "cpu" else "reference"
+    if kind == "cpu":
+        return "numba" if has_numba() else "tiled"
+    return "reference"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def has_numba() -> bool:
+    """Whether numba can be imported; asked when an op first runs, for importing it takes a while."""
+    return _imports("numba")
+
+
+@functools.cache
+def _imports(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def as_scalar(value: Curvature, like: Tensor, *, curvature: bool = False) -> Tensor:

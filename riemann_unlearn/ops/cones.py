@@ -29,7 +29,7 @@ from torch import Tensor
 from riemann_unlearn.geometry import tangent
 from riemann_unlearn.geometry.precision import Curvature, sqrt_c, widen, working
 from riemann_unlearn.ops.backend import as_scalar, backend
-from riemann_unlearn.ops.polar import Side, add_pair_steps, matched_angles, matched_distances
+from riemann_unlearn.ops.polar import Side, add_pair_steps, matched_angles, matched_distances, zeros
 
 __all__ = ["Cones", "cones", "reference"]
 
@@ -149,7 +149,7 @@ def _backward(
     kept, sinh, k = _aperture(left, min_radius)
     slope = -k * (2 - a1) / (2 * sinh * torch.sqrt((sinh - k) * (sinh + k)))
     of_r1 = of_r1 - torch.where(kept, of_outside * slope, 0.0)
-    out, out_image = torch.zeros_like(text), torch.zeros_like(image)
+    out, out_image = zeros(text), zeros(image)
     steps = [
         (turn * side.inverse, (side.root * of_r - turn * angle / 2 * side.inverse) * side.inverse)
         for side, of_r in ((left, of_r1), (right, of_r2))

@@ -37,6 +37,7 @@ from riemann_unlearn.geometry import tangent
 from riemann_unlearn.geometry.precision import Curvature, widen
 from riemann_unlearn.ops import contrastive_tiled as tiled
 from riemann_unlearn.ops.backend import as_scalar, backend
+from riemann_unlearn.ops.contrastive_layout import Problem, Statistics, most_tiles
 
 __all__ = ["Contrastive", "contrastive", "from_similarities", "reference"]
 
@@ -182,7 +183,7 @@ _PROBLEM = (
 @torch.library.custom_op(
     "riemann_unlearn::contrastive",
     mutates_args=(),
-    schema=f"({_PROBLEM}) -> ({', '.join(['Tensor'] * len(tiled.Statistics._fields))})",
+    schema=f"({_PROBLEM}) -> ({', '.join(['Tensor'] * len(Statistics._fields))})",
 )
 def _forward(
     x: Tensor,
@@ -194,7 +195,7 @@ def _forward(
     offset: int,
     hyperbolic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    problem = tiled.Problem(x, y, scale, c, forget, caption_ids, offset, hyperbolic)
+    problem = Problem(x, y, scale, c, forget, caption_ids, offset, hyperbolic)
     with torch.autocast(x.device.type, enabled=False):
         return tuple(_implementation(x).forward(problem))
 
@@ -211,7 +212,7 @@ def _(
     hyperbolic: bool,
 ) -> tuple[Tensor, ...]:
     n, m = x.shape[0], y.shape[0]
-    shapes = ((n,), (n,), (m,), (), (), (tiled.most_tiles(n, m),), (n,), (n,), (m,))
+    shapes = ((n,), (n,), (m,), (), (), (most_tiles(n, m),), (n,), (n,), (m,))
     return tuple(x.new_empty(shape, dtype=torch.float64) for shape in shapes)
 
 
@@ -232,9 +233,9 @@ def _backward(
     found: list[Tensor],
     of: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    problem = tiled.Problem(x, y, scale, c, forget, caption_ids, offset, hyperbolic)
+    problem = Problem(x, y, scale, c, forget, caption_ids, offset, hyperbolic)
     with torch.autocast(x.device.type, enabled=False):
-        return tuple(_implementation(x).backward(problem, tiled.Statistics(*found), of))
+        return tuple(_implementation(x).backward(problem, Statistics(*found), of))
 
 
 @_backward.register_fake
@@ -273,9 +274,7 @@ _forward.register_autograd(_gradients, setup_context=_save)
 def _implementation(x: Tensor) -> Any:
     """The module that serves the device of ``x``; Triton is imported only where it runs."""
     return (
-        tiled
-        if backend(x.device) == "tiled"
-        else importlib.import_module("riemann_unlearn.ops.contrastive_triton")
+        tiled if x.device.type == "cpu" else importlib.import_module("riemann_unlearn.ops.contrastive_triton")
     )
 
 

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from riemann_unlearn.ops.contrastive_tiled import Gradients, Problem, Statistics, most_tiles
+from riemann_unlearn.ops.contrastive_layout import Gradients, Problem, Statistics, most_tiles
 from riemann_unlearn.ops.polar import Side, add_matched_gradient, matched_angles, matched_distances
 
 BAND = 1024

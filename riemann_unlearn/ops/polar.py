@@ -16,19 +16,44 @@ from a rounded :math:`u_1·u_2` does. *Careful* operands are float64, and every 
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry.precision import length
+from riemann_unlearn.ops.backend import backend
 
 _CHUNK_BYTES = 2**18
 """Of rows converted to float64 at a time on a CPU: three such pieces stay in a core's cache."""
 
 _CHUNK_BYTES_ELSEWHERE = 2**27
 """On other devices: what keeps them busy, and is still little memory."""
+
+
+_NOTHING, _NO_COLUMN = torch.empty(0, dtype=torch.int64).numpy(), torch.empty(0).numpy()
+
+
+def compiled(x: Tensor) -> Any:
+    """The compiled passes, if there are such for features like ``x``."""
+    if x.dtype != torch.float32 or x.device.type != "cpu" or backend("cpu") != "numba":
+        return None
+    return importlib.import_module("riemann_unlearn.ops.polar_numba")
+
+
+def zeros(like: Tensor) -> Tensor:
+    """Zeros of the shape of features, in rows one after the other.
+
+    Where passes are compiled, without a parallel region of torch: its threads go on to wait in a loop for
+    longer than a small batch takes, on the cores that the workers need.
+    """
+    if compiled(like):
+        return torch.from_numpy(numpy.zeros(like.shape, numpy.float32))
+    return like.new_zeros(like.shape)
 
 
 class Side:
@@ -56,7 +81,7 @@ class Side:
         right: bool = False,
         norm: Tensor | None = None,
     ) -> None:
-        self.x, self.root, self.hyperbolic = x, root, hyperbolic
+        self.x, self.root, self.hyperbolic = x.detach().contiguous(), root, hyperbolic
         self.sign = -1.0 if right else 1.0
         self.order: Tensor | None = None
         self.norm = _norms(x) if norm is None else norm
@@ -68,6 +93,8 @@ class Side:
             self.decay = torch.exp(-self.r)
         self._fast: Tensor | None = None
         self._careful: dict[int, Tensor] = {}
+        self._scales: dict[bool, Tensor] = {}
+        self._tables: dict[bool, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.x)
@@ -77,7 +104,7 @@ class Side:
         if order is None:
             return self
         side = copy.copy(self)
-        side.order, side._careful = order, {}
+        side.order, side._careful, side._scales, side._tables = order, {}, {}, {}
         for name in ("norm", "inverse", *(("r", "shrunk", "shrunk2", "decay") if self.hyperbolic else ())):
             setattr(side, name, getattr(self, name)[order])
         return side
@@ -117,28 +144,46 @@ class Side:
         """By what a row is multiplied in the operand: sinh r/n, √2 e^-r sinh r/n or 1/n."""
         if not self.hyperbolic:
             return self.inverse
-        size = self.shrunk2 / math.sqrt(2) if careful else torch.sinh(self.r)
-        limit = math.sqrt(2) * self.root if careful else self.root
-        return torch.where(self.norm > 0, size * self.inverse, limit)
+        if careful not in self._scales:
+            size = self.shrunk2 / math.sqrt(2) if careful else torch.sinh(self.r)
+            limit = math.sqrt(2) * self.root if careful else self.root
+            self._scales[careful] = torch.where(self.norm > 0, size * self.inverse, limit)
+        return self._scales[careful]
 
     def scaled(self) -> Tensor:
         """All rows scaled as careful ones are, in the features' own dtype."""
         return self._make(slice(None), self.x.dtype, careful=True)
 
     def _make(self, rows: slice, dtype: torch.dtype, careful: bool) -> Tensor:
-        x, scale = self.x[self.index(rows)], self._scale(careful)[rows]
-        if not self.hyperbolic:
-            return x.to(dtype) * (self.sign * scale)[:, None].to(dtype)
-        out = torch.empty(len(x), x.shape[1] + 2, dtype=dtype, device=x.device)
-        torch.mul(x, (self.sign * scale)[:, None].to(dtype), out=out[:, :-2])
+        scale = self.sign * self._scale(careful)[rows]
+        columns: tuple[Tensor, ...] = ()
+        if self.hyperbolic:
+            columns = self._last_columns(rows, careful)
+        kernels = compiled(self.x) if dtype == torch.float32 else None
+        if kernels and rows == slice(None):
+            out = self.x.new_empty(len(self), self.x.shape[1] + len(columns))
+            more = [column.to(dtype).numpy() for column in columns] or [_NO_COLUMN] * 2
+            kernels.scale(self.x.numpy(), self._order_array(), scale.numpy(), *more, out.numpy())
+            return out
+        x = self.x[self.index(rows)].to(dtype)
+        if not columns:
+            return x * scale[:, None].to(dtype)
+        out = x.new_empty(len(x), x.shape[1] + 2)
+        torch.mul(x, scale[:, None].to(dtype), out=out[:, :-2])
+        out[:, -2], out[:, -1] = columns
+        return out
+
+    def _last_columns(self, rows: slice, careful: bool) -> tuple[Tensor, Tensor]:
+        """What follows a row's direction in the operand."""
         if careful:
             less_one = self.shrunk[rows].square() / math.sqrt(2)  # √2 e^-r (cosh r - 1)
             one = math.sqrt(2) * self.decay[rows]
         else:
             less_one, one = 2 * torch.sinh(self.r[rows] / 2).square(), torch.ones_like(self.r[rows])
-        columns = (less_one, one) if self.sign > 0 else (one + less_one, less_one)
-        out[:, -2], out[:, -1] = columns
-        return out
+        return (less_one, one) if self.sign > 0 else (one + less_one, less_one)
+
+    def _order_array(self) -> Any:
+        return _NOTHING if self.order is None else self.order.numpy()
 
     def add_gradient(self, out: Tensor, m: Tensor, rows: slice, careful: bool) -> Tensor:
         """Add to ``out`` the gradient of the features of ``rows`` that follows from their operand's, ``m``.
@@ -148,6 +193,18 @@ class Side:
         Tensor, shape ()
             The gradient of √c, through the radii.
         """
+        kernels = compiled(self.x) if m.dtype == out.dtype else None
+        if kernels:
+            if careful not in self._tables:
+                radial = self._cosh_sinh(slice(None), careful) if self.hyperbolic else (self.norm,) * 2
+                table = torch.stack([self._scale(careful), self.inverse, self.norm, *radial], 1)
+                self._tables[careful] = table
+            through = kernels.add_gradient(
+                m.numpy(), self.x.numpy(), self._order_array(), rows.start,
+                self._tables[careful][rows].numpy(),
+                self.sign, float(self.root), self.hyperbolic, out.numpy(),
+            )  # fmt: skip
+            return self.norm.new_tensor(through)
         where, s = self.index(rows), self._scale(careful)[rows]
         x = self.x[where]
         main = m[:, :-2] if self.hyperbolic else m
@@ -227,6 +284,14 @@ def pair_similarities(left: Side, bank: Tensor, columns: Tensor) -> Tensor:
 def matched_angles(left: Side, right: Side, offset: int) -> Tensor:
     """|u1 - u2|², or the cosine, of row a of the left and row ``offset + a`` of the right, unsorted."""
     angle = torch.empty_like(left.norm)
+    kernels = compiled(left.x)
+    if kernels:
+        own = slice(offset, offset + len(left))
+        kernels.angles(
+            left.x.numpy(), right.x[own].numpy(), left.inverse.numpy(), right.inverse[own].numpy(),
+            left.hyperbolic, angle.numpy(),
+        )  # fmt: skip
+        return angle
     for rows, _, u, w in _unit_pairs(left, right, offset):
         if left.hyperbolic:
             u = w = u.sub_(w)
@@ -298,6 +363,15 @@ def add_pair_steps(
 
     The way away is ±(u1 - u2), or minus the other's unit vector for cosines.
     """
+    kernels = compiled(left.x) if out.dtype == left.x.dtype else None
+    if kernels:
+        own = slice(offset, offset + len(left))
+        steps = (torch.stack(step, 1).numpy() for step in (of_left, of_right))
+        kernels.add_steps(
+            left.x.numpy(), right.x[own].numpy(), left.inverse.numpy(), right.inverse[own].numpy(),
+            *steps, left.hyperbolic, out.numpy(), out_right[own].numpy(),
+        )  # fmt: skip
+        return
     (away, outward), (away_right, outward_right) = (
         tuple(step[:, None].to(out.dtype) for step in steps) for steps in (of_left, of_right)
     )
@@ -316,6 +390,10 @@ def _norms(x: Tensor) -> Tensor:
     if x.dtype == torch.float64:
         return length(x)
     norm = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    kernels = compiled(x)
+    if kernels:
+        kernels.lengths(x.numpy(), norm.numpy())
+        return norm
     for rows in _chunks(x):
         norm[rows] = torch.linalg.vector_norm(x[rows].double(), dim=-1)
     return norm

@@ -100,3 +100,30 @@ def test_the_operator_runs_on_a_gpu_without_waiting_for_it() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(g.isfinite().all() for g in got)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
+def test_a_step_can_be_captured_in_a_cuda_graph() -> None:
+    from riemann_unlearn.ops import contrastive
+
+    sides = [side.cuda() for side in batch("random", 1.0)]
+    inputs = leaves(*sides, torch.tensor(7.0).cuda(), torch.tensor(0.7).cuda())
+    forget, ids = FORGET.cuda(), IDS.cuda()
+
+    def step() -> list[Tensor]:
+        value = total(contrastive(*inputs, forget=forget, caption_ids=ids))
+        return [value.detach(), *gradients(value, inputs)]
+
+    want = step()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, want, strict=True))
