@@ -1,6 +1,6 @@
 """Kernels for the CPU, compiled by numba.
 
-A module of kernels decorates them with :func:`kernel` and imports numba at its top; who uses it asks
+A module of kernels decorates them with :func:`jit` and imports numba at its top; who uses it asks
 :func:`is_available` first and imports it then, so that numba is imported by the first step that has work for
 it and by nothing else. Where numba is not there, the caller goes on with torch.
 """
@@ -24,21 +24,40 @@ _process: list[int] = []
 """The process that runs kernels, once one does."""
 
 
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function whose ``prange`` loops run on several threads, keeping the result on disk.
+EXACT = {"contract"}
+"""Products and sums may be fused, nothing else: for what was written with rounding in mind."""
 
-    Sums may be reordered, so that they are vectorized; NaN, infinities and the sign of zero are kept.
+SUMS = {"contract", "reassoc", "nsz"}
+"""Sums may be taken in any order, or a reduction is not vectorized. NaN and Inf keep their meaning."""
+
+SIGNED_SUMS = {"contract", "reassoc"}
+"""The same, and zeros keep their sign."""
+
+SEPARATE = {"reassoc", "nsz"}
+"""The same, and no product fused with a difference: a·b - c·d is 0 where the products are equal."""
+
+
+def jit(flags: set[str], *, parallel: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: compile with these liberties, and ``prange`` loops on several threads if ``parallel``.
+
+    A kernel releases the interpreter's lock. It is compiled when first called and kept beside its source, or
+    in the user's cache; where neither can be written to, each process compiles anew. A kernel and what it
+    calls belong in one file: the cache looks at no other.
     """
-    import numba
 
-    compiler = functools.partial(
-        numba.njit, parallel=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract"}
-    )
-    try:
-        compiled: Callable[..., Any] = compiler(cache=True)(function)
-    except RuntimeError:  # no folder to keep it in can be written to
-        compiled = compiler()(function)
-    return compiled
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        import numba
+
+        compiler = functools.partial(
+            numba.njit, parallel=parallel, nogil=True, error_model="numpy", fastmath=flags
+        )
+        try:
+            compiled: Callable[..., Any] = compiler(cache=True)(function)
+        except RuntimeError:  # no folder to keep it in can be written to
+            compiled = compiler()(function)
+        return compiled
+
+    return decorate
 
 
 def is_available() -> bool:

@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from riemann_unlearn.ops._numba import EXACT, SUMS, jit
+from riemann_unlearn._jit import EXACT, SUMS, jit
 
 NEAR, SHARED, TWICE = 0, 1, 2
 """What became of a tile: not computed, for a pair is too near; one exponential serves rows and columns; each

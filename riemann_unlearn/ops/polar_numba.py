@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from riemann_unlearn.ops._numba import SEPARATE, SUMS, jit
+from riemann_unlearn._jit import SEPARATE, SUMS, jit
 
 _f4, _f8 = np.float32, np.float64
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from numba import prange
 
-from riemann_unlearn._jit import kernel
+from riemann_unlearn._jit import SIGNED_SUMS, jit
 
 Rows = Any
 """A NumPy array, (N, D+1) or (N,), C-contiguous; numba types what is computed from it."""
@@ -25,7 +25,7 @@ SHORTEST, LONGEST = 1e-154, 1e154
 """Bounds of lengths, in which a float64 holds their squares, and products of scalars in any order."""
 
 
-@kernel
+@jit(SIGNED_SUMS, parallel=True)
 def adam(  # pragma: no cover  (compiled)
     points: Rows,
     gradients: Rows,
