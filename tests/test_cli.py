@@ -81,7 +81,7 @@ def test_flags_override_the_configuration_file(
     run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("forget: [owl]\nseed: 7\nsettings: {alpha: 2, steps: 9}\n")
+    path.write_text("forget: [owl]\nmethod: hac\nseed: 7\nsettings: {alpha: 2, steps: 9}\n")
     assert main([*run, "--config", str(path), "--seed", "8", "--json", "--output", str(tmp_path / "r")]) == 0
     metrics = json.loads(capsys.readouterr().out)
     assert (metrics["forget"], metrics["seed"], metrics["steps"]) == (["owl"], 8, 2)

@@ -78,7 +78,8 @@ def exterior_angle(t: Triangle) -> Tensor:
     # Scaled by e^-D, and D is the logarithm of what the pair is long: nothing overflows. A common factor may
     # depend on anything: this one moves with the larger radius, so that no exponent below does. Otherwise its
     # derivatives, of the size of the radius and its square, would cancel only when all terms are added.
-    low, high = torch.minimum(t.r1, t.r2), torch.maximum(t.r1, t.r2)
+    behind = t.r1 >= t.r2  # one choice for all of them, also between equal radii
+    low, high = torch.where(behind, t.r2, t.r1), torch.where(behind, t.r1, t.r2)
     d = side(t).detach()
     slack = high.detach() - d
     off_axis = t.half_sine > 0
@@ -88,7 +89,7 @@ def exterior_angle(t: Triangle) -> Tensor:
     # sinh r₂·sin θ ≤ sinh D and 2 sinh r₂·cosh r₁·sin²(θ/2) ≲ sinh D, and r₁ + r₂ ≥ d by the triangle
     # inequality; rounding of large radii may say otherwise.
     # r₂ - D, and below r₁ + r₂ - D.
-    up_across = torch.minimum(slack - t.gap.clamp(min=0), 1 - _log(t.sine))
+    up_across = torch.minimum(slack - torch.where(behind, t.gap, 0.0), 1 - _log(t.sine))
     across = _exp(up_across) * sinh2 * t.sine
     up_bend = torch.minimum((slack + low).clamp(min=0), 2 - 2 * _log(t.half_sine))
     bend = torch.exp(up_bend) * sinh2 * cosh1 * t.half_sine.square()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from riemann_unlearn.geometry import Lorentz
 from riemann_unlearn.losses import HyperbolicAlignmentCalibration
 from riemann_unlearn.losses.similarity import hyperbolic
 from riemann_unlearn.ops import topk
@@ -157,8 +158,10 @@ def _check(images: Tensor, texts: Tensor, forget: Tensor, manifold: geoopt.Manif
             f"forget must be a boolean mask of some pairs and not all: it is {forget.dtype} and chooses "
             f"{int(forget.sum())} of {len(forget)}"
         )
+    # geoopt's own check refuses far points of its own making.
+    strict = Lorentz(manifold.k.item()) if isinstance(manifold, geoopt.Lorentz) else manifold
     for name, points in (("images", images), ("texts", texts)):
-        on, reason = manifold.check_point_on_manifold(points, explain=True)
+        on, reason = strict.check_point_on_manifold(points, explain=True)
         if not on:
             raise ValueError(f"{name} are not points on {manifold}: {reason}")
 

@@ -201,8 +201,11 @@ def unlearn(
             run.steps(folder, progress)
         metrics = run.metrics()
     except KeyboardInterrupt:
+        whole = (
+            f" after {len(run.history)} of {rules.steps} steps" if isinstance(rules, GradientMethod) else ""
+        )
         raise Interrupted(
-            f"interrupted after {len(run.history)} steps; "
+            f"interrupted{whole}; "
             + (f"{folder} can be resumed" if folder else "without an output folder nothing was kept")
         ) from None
     if folder is not None:

@@ -71,7 +71,7 @@ def test_distance_is_invariant_under_translation_along_a_geodesic(
     """A boost along the first axis is an isometry of the ambient space."""
     x, y = g.expmap0(unit(a, 1.0), 1.0), g.expmap0(unit(b, 1.0), 1.0)
     boost = torch.eye(4, dtype=F64)
-    boost[:2, :2] = torch.tensor([[math.cosh(t), math.sinh(t)], [math.sinh(t), math.cosh(t)]])
+    boost[:2, :2] = torch.tensor([[math.cosh(t), math.sinh(t)], [math.sinh(t), math.cosh(t)]], dtype=F64)
     moved = [g.from_ambient(boost @ g.to_ambient(p, 1.0)) for p in (x, y)]
     assert torch.isclose(g.dist(*moved, 1.0), g.dist(x, y, 1.0), rtol=1e-7, atol=1e-9)
 

@@ -221,4 +221,4 @@ def test_kernels_are_compiled_where_nothing_can_be_kept(monkeypatch: pytest.Monk
         return lambda function: function
 
     monkeypatch.setattr("numba.njit", compiler)
-    assert _jit.kernel(math.sqrt) is math.sqrt
+    assert _jit.jit(_jit.EXACT)(math.sqrt) is math.sqrt

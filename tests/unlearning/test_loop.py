@@ -119,7 +119,7 @@ def test_an_interrupted_run_resumes_to_the_same_end(
         return real(self, rate)
 
     monkeypatch.setattr(loop._Run, "_step", interrupted)
-    with pytest.raises(Interrupted, match="interrupted after 3 steps; "):
+    with pytest.raises(Interrupted, match="interrupted after 3 of 6 steps; "):
         forget(make_model("MERU"), world, output=tmp_path / "parts")
     left = {p.name for p in (tmp_path / "parts").iterdir()}
     assert left == {"config.yaml", "history.jsonl", "checkpoint.pt"}
