@@ -32,6 +32,9 @@ from riemann_unlearn.geometry.precision import (
     working_root,
 )
 
+FARTHEST = 2.0**990
+"""For a row of longer float64 vectors (10²⁹⁸) the gradient by c is 0: what it is made of is not finite."""
+
 
 class Frame(NamedTuple):
     """Vectors and √c in the unit of their row."""
@@ -77,6 +80,7 @@ def _frame(c: Curvature, vectors: tuple[Tensor, ...], unit: Tensor | None, reach
     root, data = working_root(c, vectors[0]), result_dtype(*vectors)
     if unit is None:
         return Frame(vectors, root, 1 / root, None, data)
+    root = torch.where(unit > FARTHEST, root.detach(), root)
     unit = unit.clamp(max=1)
     least = 1 / range_root(root.dtype, 6)
     far = root * unit

@@ -147,7 +147,8 @@ def half_aperture(v: Tensor, c: Curvature, min_radius: float = 0.1) -> Tensor:
     >>> half_aperture(torch.zeros(2), c=1.0)
     tensor(1.5708)
     """
-    r = tri.bounded(working_root(c, v) * wide_length(v))
+    # Further out the aperture is 0, and 0 times the derivatives of a huge r would be NaN.
+    r = (working_root(c, v) * wide_length(v)).clamp(max=800)
     # Everything times e^-r: sinh r becomes (1 - e^-2r)/2, and nothing overflows.
     return tri.aperture(-torch.expm1(-2 * r) / 2, 2 * min_radius * torch.exp(-r)).to(result_dtype(v))
 
