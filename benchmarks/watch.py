@@ -75,7 +75,7 @@ def unlearning() -> tuple[Callable[[], object], Timed]:
     selection = dataset.taxonomy.select(config.forget)
     run = _Run(model, dataset, selection, create_method(config.method, {}), config)
     timed = Timed(run.watch)
-    return lambda: run._step(1.0), timed
+    return lambda: run._step(1e-4), timed
 
 
 def main() -> None:

@@ -197,8 +197,8 @@ def unlearn(
     try:
         if isinstance(rules, DirectMethod):
             run.apply(rules, folder, progress)
-        else:
-            run.steps(folder, progress)
+        elif isinstance(rules, GradientMethod):
+            run.steps(rules, folder, progress)
         metrics = run.metrics()
     except KeyboardInterrupt:
         whole = (
@@ -252,22 +252,21 @@ class _Run:
         method.apply(self.problem, seed=self.config.seed, folder=folder, progress=progress)
         self.seconds = time.perf_counter() - started
 
-    def steps(self, folder: Path | None, progress: bool) -> None:
+    def steps(self, method: GradientMethod, folder: Path | None, progress: bool) -> None:
         """Take the steps that are left, keeping the checkpoint in ``folder`` up to date."""
-        assert isinstance(self.method, GradientMethod)
         started = time.perf_counter() - self.seconds
         self.before = self.before or self._evaluate()
         bar = tqdm(
-            total=self.method.steps,
+            total=method.steps,
             initial=len(self.history),
-            desc=f"{self.method.name}: forget {', '.join(self.config.forget)}",
+            desc=f"{method.name}: forget {', '.join(self.config.forget)}",
             unit="step",
             disable=None if progress else True,
         )
         with bar:
             try:
-                while len(self.history) < self.method.steps:
-                    self.history.append(self._step(self.method.rate(len(self.history))))
+                while len(self.history) < method.steps:
+                    self.history.append(self._step(method.learning_rate * method.rate(len(self.history))))
                     self.seconds = time.perf_counter() - started
                     bar.update()
                     if folder is not None and len(self.history) % CHECKPOINT_EVERY == 0:
@@ -289,7 +288,7 @@ class _Run:
         for parameter, gradient in zip(self.trainable, gradients, strict=True):
             parameter.grad = gradient
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * self.method.learning_rate  # type: ignore[attr-defined]
+            group["lr"] = rate
         kept = None if self.masks is None else [p.detach().clone() for p in self.trainable]
         self.optimizer.step()
         if kept is not None and self.masks is not None:
