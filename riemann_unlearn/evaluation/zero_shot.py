@@ -70,12 +70,20 @@ def share(hit: Tensor) -> float | None:
     return hit.double().mean().item() if hit.numel() else None
 
 
+def encode_captions(model: DualEncoder, taxonomy: Taxonomy) -> dict[str, Tensor]:
+    """By level of the taxonomy, the features of all its captions, shape (captions, D)."""
+    return {
+        "name": encode_texts(model, [name_caption(concept) for concept in taxonomy.concepts]),
+        "subcategory": encode_texts(model, [subcategory_caption(name) for name in taxonomy.subcategories]),
+        "category": encode_texts(model, [category_caption(name) for name in taxonomy.categories]),
+    }
+
+
 def _hits(model: DualEncoder, data: ImageTextData, images: Tensor) -> dict[str, Tensor]:
     """For each measure, whether each image of ``data`` passes it."""
     taxonomy: Taxonomy = data.taxonomy
-    names = encode_texts(model, [name_caption(concept) for concept in taxonomy.concepts])
-    middle = encode_texts(model, [subcategory_caption(name) for name in taxonomy.subcategories])
-    top = encode_texts(model, [category_caption(name) for name in taxonomy.categories])
+    captions = encode_captions(model, taxonomy)
+    names, middle, top = (captions[level] for level in ("name", "subcategory", "category"))
     concept = data.concept.to(images.device)
     by_name = ranks(model, images, names, concept)
     subcategory = taxonomy.subcategory_of.to(images.device)[concept]

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from riemann_unlearn.data.captions import category_caption, name_caption, subcategory_caption
-from riemann_unlearn.evaluation.encoding import encode_texts
+from riemann_unlearn.evaluation.zero_shot import encode_captions
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, Problem, Step, setting
 
@@ -61,7 +60,7 @@ class Tilt(GradientMethod):
     def objective(self, problem: Problem) -> Objective:
         """The loss against the model as it is now."""
         frozen = copy.deepcopy(problem.model).requires_grad_(False)
-        captions = _captions(problem)
+        captions = encode_captions(problem.model, problem.dataset.taxonomy)
         scale = frozen.logit_scale.exp()
 
         def terms(step: Step) -> dict[str, Tensor]:
@@ -83,16 +82,6 @@ class Tilt(GradientMethod):
             return found
 
         return terms
-
-
-def _captions(problem: Problem) -> dict[str, Tensor]:
-    """By level, the features of all captions of the taxonomy."""
-    taxonomy, model = problem.dataset.taxonomy, problem.model
-    return {
-        "name": encode_texts(model, [name_caption(concept) for concept in taxonomy.concepts]),
-        "subcategory": encode_texts(model, [subcategory_caption(name) for name in taxonomy.subcategories]),
-        "category": encode_texts(model, [category_caption(name) for name in taxonomy.categories]),
-    }
 
 
 def _divergence(target: Tensor, logits: Tensor) -> Tensor:
