@@ -87,12 +87,25 @@ def test_the_first_nonfinite_number_is_named() -> None:
 
     loss().backward()
     watcher = watch(model)
-    with pytest.warns(StabilityWarning, match="NaN or Inf in the gradient of weight, at step 1, from log"):
+    with pytest.warns(StabilityWarning, match="NaN or Inf in the gradient of weight, by step 1, from log"):
         watcher.step(closure=loss)
     assert watcher.first_nonfinite is not None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert watcher.step() == {}
+
+
+def test_nonfinite_numbers_are_looked_for_ten_times_as_often_as_radii() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    watcher = watch([weight], every=50)
+    watcher.step()
+    weight.data[1] = math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(4):
+            watcher.step()
+    with pytest.warns(StabilityWarning, match="the value of 0, by step 6"):
+        watcher.step()
 
 
 def test_a_gradient_without_a_nonfinite_value_is_located_too() -> None:
