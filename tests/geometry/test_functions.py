@@ -115,15 +115,31 @@ def test_functions_map(function: Callable[..., Tensor], arity: int) -> None:
 
 
 @every
-def test_functions_compile_whole(function: Callable[..., Tensor], arity: int) -> None:
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_functions_compile_whole(function: Callable[..., Tensor], arity: int, dtype: torch.dtype) -> None:
     torch._dynamo.reset()
-    arguments = [x.requires_grad_() for x in inputs(arity, F32)]
-    compiled = torch.compile(lambda *a: function(*a, 0.7), fullgraph=True, backend="aot_eager")
-    values = compiled(*arguments), function(*arguments, 0.7)
+    arguments = [x.requires_grad_() for x in (*inputs(arity, dtype), torch.tensor(0.7, dtype=dtype))]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    values = compiled(*arguments), function(*arguments)
     assert torch.allclose(*values, rtol=1e-6)
     got, want = (torch.autograd.grad(v.sum(), arguments, allow_unused=True) for v in values)
     for a, b in zip(got, want, strict=True):
         assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@every
+def test_functions_on_a_gpu_are_those_on_the_cpu(function: Callable[..., Tensor], arity: int) -> None:
+    here = [x.requires_grad_() for x in (*inputs(arity, F32), torch.tensor(0.7))]
+    there = [x.detach().cuda().requires_grad_() for x in here]
+    values = function(*here), function(*there)
+    assert values[1].is_cuda
+    assert torch.allclose(values[0], values[1].cpu(), rtol=1e-6)
+    for a, b in zip(
+        *(torch.autograd.grad(v.sum(), x) for v, x in zip(values, (here, there), strict=True)), strict=True
+    ):
+        assert torch.allclose(a, b.cpu(), rtol=1e-5, atol=1e-6)
 
 
 @every
