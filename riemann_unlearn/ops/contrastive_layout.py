@@ -24,8 +24,10 @@ ROWS_OF_TORCH = 512
 FEWEST_ROWS = 128
 """Of a tile, where there are fewer than ROWS for each of several workers."""
 
-WORTH_WORKERS = 2**24
-"""Products of a problem, N·M·D, from which handing work to threads costs less than it saves."""
+WORTH_WORKERS = 2**22
+"""Pairs of a problem, N·M, from which workers save time. Products gain as much from torch's own threads, so that
+workers gain on the passes alone; and after any parallel region, which MKL opens for a vector of a thousand,
+libgomp's threads wait in a loop for some 16 ms, on the cores that workers then share with them."""
 
 FAST_RADII = 40.0
 """A fast tile needs r1 + r2 up to this: Q² < e^80, and probabilities over sinh D are ordinary numbers."""
@@ -146,7 +148,7 @@ class Layout:
         """The bands of each worker, by their numbers."""
         p = self.p
         parts = 1
-        if self.compiled and len(p.x) * len(p.y) * p.x.shape[1] >= WORTH_WORKERS:
+        if self.compiled and len(p.x) * len(p.y) >= WORTH_WORKERS:
             parts = min(workers.count(), len(self.bands))
         shares: list[list[int]] = [[] for _ in range(parts)]
         load = [0] * parts
