@@ -25,7 +25,7 @@ FEWEST_ROWS = 128
 """Of a tile, where there are fewer than ROWS for each of several workers."""
 
 WORTH_WORKERS = 2**22
-"""Pairs of a problem, N·M, from which workers save time. Products gain as much from torch's own threads, so that
+"""Pairs of a problem, N·M, from which workers save time. Products gain as much from torch's own threads, so
 workers gain on the passes alone; and after any parallel region, which MKL opens for a vector of a thousand,
 libgomp's threads wait in a loop for some 16 ms, on the cores that workers then share with them."""
 
