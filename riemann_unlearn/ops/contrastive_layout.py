@@ -22,7 +22,7 @@ ROWS_OF_TORCH = 512
 """Of a tile whose passes are torch's: an operation must last to be worth two threads."""
 
 FEWEST_ROWS = 128
-"""Of a tile, where there are fewer than ROWS for each of several workers."""
+"""Of a tile, where there are fewer than ROWS for each of the most workers there can be."""
 
 WORTH_WORKERS = 2**22
 """Pairs of a problem, N·M, from which workers save time. Products gain as much from torch's own threads, so
@@ -135,9 +135,11 @@ class Layout:
                 len(p.y) - int(p.forget.sum()),
             )
         self.places = self._places(order, row_order)
-        size = ROWS_OF_TORCH
-        if self.compiled:
-            size = min(ROWS, max(FEWEST_ROWS, -(-len(p.x) // 8)))
+        self.shared = self.compiled and len(p.x) * len(p.y) >= WORTH_WORKERS
+        """Whether there is work for several workers."""
+        size = ROWS if self.compiled else ROWS_OF_TORCH
+        if self.shared:
+            size = min(size, max(FEWEST_ROWS, -(-len(p.x) // workers.MOST)))
         self.bands = _slices(self.kept[0], len(p.x), size)
         self.blocks = _slices(self.kept[1], len(p.y), COLUMNS)
         self.tile_size = min(size, len(p.x)) * min(COLUMNS, len(p.y))
@@ -146,10 +148,7 @@ class Layout:
 
     def shares(self) -> list[list[int]]:
         """The bands of each worker, by their numbers."""
-        p = self.p
-        parts = 1
-        if self.compiled and len(p.x) * len(p.y) >= WORTH_WORKERS:
-            parts = min(workers.count(), len(self.bands))
+        parts = min(workers.count(), len(self.bands)) if self.shared else 1
         shares: list[list[int]] = [[] for _ in range(parts)]
         load = [0] * parts
         sizes = [band.stop - band.start for band in self.bands]
