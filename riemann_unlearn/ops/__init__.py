@@ -4,6 +4,7 @@ from riemann_unlearn.ops.backend import backend
 from riemann_unlearn.ops.calibration import calibration
 from riemann_unlearn.ops.cones import Cones, cones
 from riemann_unlearn.ops.contrastive import Contrastive, contrastive, from_similarities
+from riemann_unlearn.ops.ranks import ranks
 from riemann_unlearn.ops.topk import TopK, topk
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "cones",
     "contrastive",
     "from_similarities",
+    "ranks",
     "topk",
 ]

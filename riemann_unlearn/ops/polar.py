@@ -256,28 +256,14 @@ def _chunks(x: Tensor, count: int | None = None) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def pair_similarities(left: Side, bank: Tensor, columns: Tensor) -> Tensor:
-    """Minus the distances, or the cosines, of each row and its own rows of ``bank``, from differences.
-
-    Parameters
-    ----------
-    columns : Tensor, shape (N, K)
-        Long.
-
-    Returns
-    -------
-    Tensor, shape (N, K)
-        float64.
-    """
-    count = columns.shape[1]
-    out = torch.empty(columns.shape, dtype=torch.float64, device=bank.device)
-    for rows in _chunks(left.x, len(columns)):
-        chosen = columns[rows].reshape(-1)
-        right = Side(bank[chosen].to(left.x.dtype), left.root, hyperbolic=left.hyperbolic, right=True)
-        own = Side(left.x[rows].repeat_interleave(count, 0), left.root, hyperbolic=left.hyperbolic)
-        angle = matched_angles(own, right, 0)
-        found = -matched_distances(own, right, 0, angle)[0] / left.root if left.hyperbolic else angle
-        out[rows] = found.view(-1, count)
+def pair_similarities(left: Side, bank: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Minus distances, or cosines, of rows ``i`` and rows ``j`` of ``bank``: float64, from differences."""
+    out = torch.empty(len(i), dtype=torch.float64, device=bank.device)
+    for pairs in _chunks(left.x, len(i)):
+        one = Side(left.x[i[pairs]], left.root, hyperbolic=left.hyperbolic)
+        other = Side(bank[j[pairs]].to(left.x.dtype), left.root, hyperbolic=left.hyperbolic, right=True)
+        angle = matched_angles(one, other, 0)
+        out[pairs] = -matched_distances(one, other, 0, angle)[0] / left.root if left.hyperbolic else angle
     return out
 
 
