@@ -1,10 +1,10 @@
 r"""How many rows of a large bank are at least as similar to each query as its own, in linear memory.
 
-The bank is taken in blocks. A product gives :math:`Q = \cosh D - 1` of each query with every row of a block
-(or, where float32 does not reach, :math:`Y = 2e^{-r_1-r_2}Q`; :mod:`riemann_unlearn.ops.polar`), and what it is
-for the query's own row is known from differences. Where the two are further apart than the rounding of the
-product they are in the right order, and no logarithm is taken; what remains is compared by differences. So
-rows that are equal tie exactly, and ties count.
+The bank is taken in blocks. A product gives :math:`Q = \cosh D - 1` of each query with every row of a block,
+and what Q is for the query's own row is known from differences. (Where float32 does not reach, it is
+:math:`Y = 2e^{-r_1-r_2}Q` instead; :mod:`riemann_unlearn.ops.polar`.) If the two are further apart than a
+product is off, they are in the right order, and no logarithm is taken; what remains is compared by
+differences. So rows that are equal tie exactly, and ties count.
 """
 
 from __future__ import annotations
