@@ -101,20 +101,25 @@ def _count(left: Side, bank: Tensor, own: Tensor) -> Tensor:
         size = torch.exp(2 * (half + torch.log(-torch.expm1(-2 * half))) - left.r)
         if not careful:
             size, length = 2 * torch.sinh(half).square(), torch.cosh(left.r)
+    level = torch.zeros_like(size) if careful else size
     found = torch.zeros_like(own)
     for start in range(0, len(bank), BLOCK):
         block = bank[start : start + BLOCK].to(left.x.dtype)
         right = Side(block, left.root, hyperbolic=left.hyperbolic, right=True)
         product = left.operand(slice(0, len(left)), careful) @ right.operand(slice(0, len(block)), careful).mT
-        scale, width = torch.ones_like(right.norm), torch.ones_like(right.norm)
-        if left.hyperbolic:
-            scale, width = (right.decay, width) if careful else (scale, torch.cosh(right.r))
-        gap = product.sub_(torch.outer(size, scale))
+        if careful:
+            product -= torch.outer(size, right.decay)
+        width = torch.cosh(right.r).amax() if left.hyperbolic and not careful else 1.0
         here = (own >= start) & (own < start + len(block))
-        gap[every[here], own[here] - start] = torch.inf
-        doubt = torch.outer(rounding * length, width).to(gap.dtype)
-        i, j = (~(gap.abs() > doubt)).nonzero(as_tuple=True)
-        found += (gap < -doubt).sum(1)
-        nearer = ~(pair_similarities(left, bank, i, j + start) < mine[i])
-        found.index_add_(0, i, nearer.to(found.dtype))
+        product[every[here], own[here] - start] = torch.inf
+        least, most = (
+            (level + sign * rounding * length * width).to(product.dtype)[:, None] for sign in (-1, 1)
+        )
+        nearer, beyond = product < least, product > most
+        sure, unsure = nearer.sum(1), len(block) - beyond.sum(1)
+        found += sure
+        rows = (unsure > sure).nonzero()[:, 0]
+        i, j = (~(nearer[rows] | beyond[rows])).nonzero(as_tuple=True)
+        i = rows[i]
+        found.index_add_(0, i, (~(pair_similarities(left, bank, i, j + start) < mine[i])).to(found.dtype))
     return found
