@@ -42,11 +42,12 @@ def measure(step: Callable[[], object], small: Callable[[], object], seconds: fl
     gc.collect()
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    started = time.perf_counter()
     step()
+    times = [time.perf_counter() - started]
     peak = _memory("VmHWM")
-    times: list[float] = []
     until = time.perf_counter() + seconds
-    while not times or time.perf_counter() < until:
+    while time.perf_counter() < until:
         started = time.perf_counter()
         step()
         times.append(time.perf_counter() - started)

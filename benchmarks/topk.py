@@ -3,7 +3,8 @@
     python -m benchmarks.topk [--sizes 10000 100000 1000000] [--widths 512]
 
 *floor* is the product of queries and bank in blocks, *plain* all distances by the geometry's ``cdist`` in
-blocks of the bank, then torch's top-k of everything; it stops at 100,000.
+blocks of the bank, then torch's top-k of everything; it stops at 100,000. *ranks* is the op that counts the
+rows at least as near as a given one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn.functional import normalize
 
 from benchmarks._process import arguments, each_alone, measure, report
 from riemann_unlearn.geometry import tangent
-from riemann_unlearn.ops import topk
+from riemann_unlearn.ops import ranks, topk
 
 QUERIES, BLOCK, K = 1024, 8192, 10
 
@@ -31,6 +32,9 @@ def step(peer: str, size: int, width: int) -> Callable[[], object]:
         return lambda: sum(float((queries @ block.mT)[0, 0]) for block in bank.split(BLOCK))
     if peer == "ours":
         return lambda: topk(queries, bank, K, 1.0)
+    if peer == "ranks":
+        own = torch.arange(QUERIES) % size
+        return lambda: ranks(queries, bank, own, 1.0)
     return lambda: torch.cat([tangent.cdist(queries, b, 1.0) for b in bank.split(BLOCK)], 1).topk(
         K, largest=False
     )
@@ -48,7 +52,7 @@ def main() -> None:
         {"M": size, "D": width, "peer": peer}
         for width in options.widths
         for size in options.sizes
-        for peer in ("floor", "ours", "plain")
+        for peer in ("floor", "ours", "ranks", "plain")
         if peer != "plain" or size <= MATRIX_LIMIT
     ]
     report(options, each_alone("benchmarks.topk", options, cases), ("M", "D"), "peer", "floor")

@@ -71,7 +71,7 @@ def _prototype(model: DualEncoder, dataset: Dataset, seen: Tensor, heldout: Tens
         means = F.normalize(means, dim=-1)  # its similarity is the cosine of unit vectors
     target = subcategory[dataset.heldout.concept.to(seen.device)]  # type: ignore[union-attr]
     chunks = torch.split(heldout, CHUNK)
-    nearest = torch.cat([model.similarity(chunk, means).argmax(1) for chunk in chunks])
+    nearest = torch.cat([model.nearest(chunk, means, 1)[:, 0] for chunk in chunks])
     hits: Tensor = present[nearest] == target
     return hits
 

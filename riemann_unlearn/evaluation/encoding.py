@@ -40,7 +40,7 @@ def ranks(model: DualEncoder, image_features: Tensor, text_features: Tensor, own
     Parameters
     ----------
     model : DualEncoder
-        Supplies the similarity.
+        Supplies the ranks.
     image_features : Tensor, shape (N, D)
     text_features : Tensor, shape (M, D)
     own : Tensor, shape (N,)
@@ -54,16 +54,12 @@ def ranks(model: DualEncoder, image_features: Tensor, text_features: Tensor, own
     Raises
     ------
     ValueError
-        When a similarity is NaN: a broken model must not pass for one that has forgotten.
+        When features are not finite: a broken model must not pass for one that has forgotten.
     """
-    found = []
-    for features, target in zip(torch.split(image_features, CHUNK), torch.split(own, CHUNK), strict=True):
-        similarity = model.similarity(features, text_features)
-        if similarity.isnan().any():
-            raise ValueError(
-                "the model's similarities contain NaN; its weights are not usable "
-                "(a diverged run? try a smaller learning rate)"
-            )
-        mine = similarity.gather(1, target[:, None])
-        found.append((similarity >= mine).sum(1) - 1)
-    return torch.cat(found)
+    if not (image_features.isfinite().all() and text_features.isfinite().all()):
+        raise ValueError(
+            "the model's features are not finite; its weights are not usable "
+            "(a diverged run? try a smaller learning rate)"
+        )
+    chunks = zip(torch.split(image_features, CHUNK), torch.split(own, CHUNK), strict=True)
+    return torch.cat([model.ranks(features, text_features, target) for features, target in chunks])

@@ -105,14 +105,14 @@ def _nearest_neighbours(model: DualEncoder, seen: Tensor, own: Tensor, heldout: 
     votes = []
     labels = own.to(seen.device)
     for chunk in torch.split(heldout, CHUNK):
-        nearest = model.similarity(chunk, seen).topk(min(NEIGHBOURS, len(seen)), dim=1).indices
+        nearest = model.nearest(chunk, seen, min(NEIGHBOURS, len(seen)))
         votes.append(torch.mode(labels[nearest], dim=1).values)
     return torch.cat(votes)
 
 
 @torch.no_grad()
 def _nearest(model: DualEncoder, features: Tensor, means: Tensor) -> Tensor:
-    return torch.cat([model.similarity(chunk, means).argmax(1) for chunk in torch.split(features, CHUNK)])
+    return torch.cat([model.nearest(chunk, means, 1)[:, 0] for chunk in torch.split(features, CHUNK)])
 
 
 def _means(model: DualEncoder, features: Tensor, own: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.evaluation.encoded import Encoded
-from riemann_unlearn.evaluation.encoding import CHUNK
+from riemann_unlearn.evaluation.encoding import CHUNK, ranks
 from riemann_unlearn.evaluation.zero_shot import share
+from riemann_unlearn.models import DualEncoder
 
 AT = (1, 5)
 
@@ -34,14 +35,9 @@ def retrieval(subject: Encoded, groups: dict[str, Tensor]) -> dict[str, dict[str
     """
     data, features = subject.test
     concept = data.concept.to(features.device)
-    similarity = torch.cat([subject.model.similarity(f, subject.names) for f in torch.split(features, CHUNK)])
-    mine = similarity.gather(1, concept[:, None])
-    image_rank = (similarity >= mine).sum(1) - 1
-    present = torch.unique(concept)
-    own = concept[:, None] == present  # which images show each concept, (M, present)
-    by_text = similarity[:, present]
-    best = by_text.masked_fill(~own, -torch.inf).amax(0)
-    text_rank = ((by_text >= best) & ~own).sum(0)
+    image_rank = ranks(subject.model, features, subject.names, concept)
+    present, own = torch.unique(concept, return_inverse=True)
+    text_rank = _ranks_of_texts(subject.model, features, subject.names[present], own)
     return {
         group: {
             f"{direction}_at_{k}": share((rank < k)[mask[which.cpu()]])
@@ -53,3 +49,22 @@ def retrieval(subject: Encoded, groups: dict[str, Tensor]) -> dict[str, dict[str
         }
         for group, mask in groups.items()
     }
+
+
+def _ranks_of_texts(model: DualEncoder, images: Tensor, texts: Tensor, own: Tensor) -> Tensor:
+    """How many images of others are at least as similar to each text as the best of its own; shape (texts,).
+
+    The similarities are computed twice, a chunk of images at a time: first for the best, then to count.
+    """
+    chunks = list(zip(torch.split(images, CHUNK), torch.split(own, CHUNK), strict=True))
+    best = images.new_full((len(texts),), -torch.inf)
+    for some, text in chunks:
+        mine = model.similarity(some, texts).gather(1, text[:, None])[:, 0]
+        best = best.scatter_reduce(0, text, mine, "amax")
+    columns, count = (
+        torch.arange(len(texts), device=own.device),
+        torch.zeros_like(texts[:, 0], dtype=torch.long),
+    )
+    for some, text in chunks:
+        count += ((model.similarity(some, texts) >= best) & (text[:, None] != columns)).sum(0)
+    return count

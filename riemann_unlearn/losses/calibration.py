@@ -9,15 +9,16 @@ similarities, so its gradient is τ times theirs, and 0.01 evens that out at CLI
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import geoopt
-import torch
 from torch import Tensor, nn
 
 from riemann_unlearn.geometry.precision import Curvature, result_dtype
-from riemann_unlearn.losses import terms
 from riemann_unlearn.losses.checks import check_batch, check_settings
 from riemann_unlearn.losses.similarity import Similarity, hyperbolic, similarity
-from riemann_unlearn.ops import Contrastive, cones, contrastive
+from riemann_unlearn.ops import calibration
+from riemann_unlearn.ops.calibration import ALIGNMENT, TERMS, alignment
 
 GAMMA = 0.01
 """Default weight of the performance-preserving term, one over the largest logit scale."""
@@ -106,22 +107,12 @@ class AlignmentCalibration(nn.Module):
         found = self.similarity.statistics(
             image_features, text_features, logit_scale, c, forget=forget_mask, caption_ids=caption_ids
         )
-        weighted = self.alignment_terms(found, forget_mask, logit_scale)
-        dtype = result_dtype(image_features, text_features)
-        return _result({name: term.to(dtype) for name, term in weighted.items()}, output_dict)
+        terms = alignment(found, logit_scale, forget_mask, self.alignment_weights())
+        return _result(terms.to(result_dtype(image_features, text_features)), ALIGNMENT, output_dict)
 
-    def alignment_terms(
-        self, found: Contrastive, forget_mask: Tensor, logit_scale: Curvature
-    ) -> dict[str, Tensor]:
-        """The weighted terms that depend on similarities alone."""
-        return {
-            "contrastive_loss": terms.contrastive(found, logit_scale, ~forget_mask),
-            "negative_alignment_loss": self.epsilon * self.alpha * terms.negative_alignment(found),
-            "positive_alignment_loss": self.epsilon
-            * self.beta
-            * terms.positive_alignment(found, forget_mask),
-            "performance_loss": self.epsilon * self.gamma * terms.performance(found, forget_mask),
-        }
+    def alignment_weights(self) -> tuple[float, ...]:
+        """The weights of the terms that depend on similarities alone."""
+        return 1.0, self.epsilon * self.alpha, self.epsilon * self.beta, self.epsilon * self.gamma
 
 
 class HyperbolicAlignmentCalibration(AlignmentCalibration):
@@ -183,6 +174,8 @@ class HyperbolicAlignmentCalibration(AlignmentCalibration):
         self.omega, self.eta = omega, eta
         self.entailment_weight = entailment_weight
         self.target_radius, self.min_radius = target_radius, min_radius
+        named = {"retain": None, "origin": 0.0}
+        self._target = named[target_radius] if isinstance(target_radius, str) else target_radius
 
     def forward(
         self,
@@ -200,20 +193,26 @@ class HyperbolicAlignmentCalibration(AlignmentCalibration):
         # Taken to the tangent space once: every term starts there.
         images, curvature = self.similarity.tangents(image_features, c)
         texts, _ = self.similarity.tangents(text_features, c)
-        found = contrastive(
-            images, texts, logit_scale, curvature, forget=forget_mask, caption_ids=caption_ids
+        terms = calibration(
+            images,
+            texts,
+            logit_scale,
+            curvature,
+            forget_mask,
+            weights=(
+                *self.alignment_weights(),
+                self.entailment_weight,
+                self.epsilon * self.omega,
+                self.epsilon * self.eta,
+            ),
+            caption_ids=caption_ids,
+            min_radius=self.min_radius,
+            target_radius=self._target,
         )
-        at = cones(texts, images, curvature, min_radius=self.min_radius)
-        weighted = self.alignment_terms(found, forget_mask, logit_scale) | {
-            "entailment_loss": self.entailment_weight * terms.entailment(at, ~forget_mask),
-            "cone_exit_loss": self.epsilon * self.omega * terms.cone_exit(at, forget_mask),
-            "norm_loss": self.epsilon
-            * self.eta
-            * terms.norm_regularization(at, forget_mask, self.target_radius),
-        }
-        dtype = result_dtype(images, texts)
-        return _result({name: term.to(dtype) for name, term in weighted.items()}, output_dict)
+        return _result(terms.to(result_dtype(images, texts)), TERMS, output_dict)
 
 
-def _result(terms: dict[str, Tensor], output_dict: bool) -> Tensor | dict[str, Tensor]:
-    return terms if output_dict else torch.stack(list(terms.values())).sum()
+def _result(terms: Tensor, names: Sequence[str], output_dict: bool) -> Tensor | dict[str, Tensor]:
+    if not output_dict:
+        return terms.sum()
+    return {f"{name}_loss": term for name, term in zip(names, terms.unbind(), strict=True)}

@@ -15,6 +15,7 @@ from torch import Tensor
 from riemann_unlearn.geometry import tangent
 from riemann_unlearn.geometry.precision import Curvature
 from riemann_unlearn.losses.similarity import Similarity
+from riemann_unlearn.ops.calibration import mean_over
 
 
 def similarities(
@@ -195,11 +196,3 @@ def _outside(image_features: Tensor, text_features: Tensor, c: Curvature, min_ra
     """ext(t, i) - aper(t), positive outside the cone."""
     angle = tangent.exterior_angle(text_features, image_features, c)
     return angle - tangent.half_aperture(text_features, c, min_radius)
-
-
-def mean_over(values: Tensor, chosen: Tensor | None) -> Tensor:
-    """Mean over the chosen entries, 0 over none; without a host synchronization."""
-    if chosen is None:
-        return values.mean() if values.numel() else values.sum()
-    picked = torch.where(chosen, values, 0.0)
-    return picked.sum() / chosen.sum().clamp(min=1)

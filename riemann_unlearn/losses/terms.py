@@ -1,55 +1,27 @@
-"""The terms of the losses from what the ops found: a few operations on vectors of the batch's length.
+"""The terms that models are trained with, from what the ops found, without the matrix of similarities.
 
-They are the terms of :mod:`riemann_unlearn.losses.functional`, which says what each of them is, without the
-matrix of similarities.
+:mod:`riemann_unlearn.losses.functional` says what each of them is; those of calibration are in
+:mod:`riemann_unlearn.ops.calibration`.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry.precision import Curvature
-from riemann_unlearn.losses.functional import mean_over
 from riemann_unlearn.ops import Cones, Contrastive
 
 
-def contrastive(found: Contrastive, logit_scale: Curvature, pairs: Tensor | None = None) -> Tensor:
-    """L_con over ``pairs``, none of which was a forget pair of the op."""
-    return mean_over((found.rows + found.columns) / 2 - logit_scale * found.matched, pairs)
+def contrastive(found: Contrastive, logit_scale: Curvature) -> Tensor:
+    """L_con."""
+    return _mean((found.rows + found.columns) / 2 - logit_scale * found.matched)
 
 
-def positive_alignment(found: Contrastive, forget: Tensor) -> Tensor:
-    """L_pos."""
-    return mean_over(found.matched, forget)
-
-
-def negative_alignment(found: Contrastive) -> Tensor:
-    """L_neg of the op's forget pairs."""
-    return -found.negative
-
-
-def performance(found: Contrastive, forget: Tensor) -> Tensor:
-    """L_perf, of the op's forget pairs."""
-    return mean_over((found.rows + found.columns) / 2, forget)
-
-
-def entailment(found: Cones, pairs: Tensor | None = None) -> Tensor:
+def entailment(found: Cones) -> Tensor:
     """L_ent."""
-    return mean_over(found.outside.clamp(min=0), pairs)
+    return _mean(found.outside.clamp(min=0))
 
 
-def cone_exit(found: Cones, forget: Tensor) -> Tensor:
-    """L_out."""
-    return mean_over((-found.outside).clamp(min=0), forget)
-
-
-def norm_regularization(found: Cones, forget: Tensor, target: str | float) -> Tensor:
-    """L_norm; ``target`` as for :func:`riemann_unlearn.losses.functional.norm_regularization`."""
-    radii = torch.stack([found.image_radius, found.text_radius])
-    if target == "retain":
-        goal: Curvature = torch.stack([mean_over(r, ~forget) for r in radii]).detach()[:, None]
-        forget = forget & (~forget).any()
-    else:
-        goal = 0.0 if target == "origin" else float(target)
-    return mean_over((radii - goal).square().mean(0), forget)
+def _mean(values: Tensor) -> Tensor:
+    """The mean, 0 of an empty batch."""
+    return values.mean() if values.numel() else values.sum()

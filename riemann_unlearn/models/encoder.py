@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from riemann_unlearn import ops
 from riemann_unlearn.geometry import expmap0, tangent
 
 MAX_LOGIT_SCALE = 100.0
@@ -118,6 +119,27 @@ class DualEncoder(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
+    def ranks(self, features: Tensor, bank: Tensor, own: Tensor) -> Tensor:
+        """How many other rows of ``bank`` are at least as similar to each feature as row ``own``, shape (N,).
+
+        A subclass with a similarity of its own gets this from the matrix of it.
+
+        Raises
+        ------
+        ValueError
+            For a similarity that is NaN.
+        """
+        similarity = self.similarity(features, bank)
+        if similarity.isnan().any():
+            raise ValueError("the model's similarities contain NaN")
+        return (similarity >= similarity.gather(1, own[:, None])).sum(1) - 1
+
+    @torch.no_grad()
+    def nearest(self, features: Tensor, bank: Tensor, k: int) -> Tensor:
+        """The rows of ``bank`` most similar to each feature, the most similar first, shape (N, k)."""
+        return self.similarity(features, bank).topk(k, dim=1).indices
+
+    @torch.no_grad()
     def transform_image_features_(self, matrix: Tensor) -> None:
         """Fold a linear map of the image tower's output into the weights of its last layer.
 
@@ -193,6 +215,14 @@ class CLIP(DualEncoder):
         """Cosine similarity, shape (N, M), in [-1, 1]."""
         return image_features @ text_features.mT
 
+    def ranks(self, features: Tensor, bank: Tensor, own: Tensor) -> Tensor:
+        """As :meth:`DualEncoder.ranks`, without the matrix."""
+        return ops.ranks(features, bank, own)
+
+    def nearest(self, features: Tensor, bank: Tensor, k: int) -> Tensor:
+        """As :meth:`DualEncoder.nearest`, without the matrix."""
+        return ops.topk(features, bank, k).indices
+
 
 class MERU(DualEncoder):
     """Contrastive language-image model on the hyperboloid (Desai et al. 2023, arXiv 2304.09172).
@@ -256,6 +286,14 @@ class MERU(DualEncoder):
     def similarity(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Negative geodesic distance, shape (N, M)."""
         return -tangent.cdist(image_features, text_features, self.curvature)
+
+    def ranks(self, features: Tensor, bank: Tensor, own: Tensor) -> Tensor:
+        """As :meth:`DualEncoder.ranks`, without the matrix."""
+        return ops.ranks(features, bank, own, self.curvature)
+
+    def nearest(self, features: Tensor, bank: Tensor, k: int) -> Tensor:
+        """As :meth:`DualEncoder.nearest`, without the matrix."""
+        return ops.topk(features, bank, k, self.curvature).indices
 
     @torch.no_grad()
     def clamp_(self) -> None:

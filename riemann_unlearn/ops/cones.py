@@ -21,6 +21,7 @@ without cancellation) and one backward.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -109,13 +110,9 @@ def reference(text: Tensor, image: Tensor, c: Curvature, *, min_radius: float = 
 def _forward(
     text: Tensor, image: Tensor, c: Tensor, min_radius: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    left, right = _sides(text, image, c, None, None)
+    left, right = sides(text, image, c, None, None)
     angle = matched_angles(left, right, 0)
-    across, along, _ = _exterior(left, right, angle)
-    kept, sinh, k = _aperture(left, min_radius)
-    aperture = torch.where(kept, torch.atan2(k, torch.sqrt((sinh - k) * (sinh + k))), torch.pi / 2)
-    outside = torch.atan2(across, along) - aperture
-    return outside, left.r, right.r, angle, left.norm, right.norm
+    return outside(left, right, angle, min_radius), left.r, right.r, angle, left.norm, right.norm
 
 
 @_forward.register_fake
@@ -133,29 +130,10 @@ def _backward(
     text: Tensor, image: Tensor, c: Tensor, min_radius: float, found: list[Tensor], of: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     angle, *norms = found
-    of_outside, of_text, of_image = of
-    left, right = _sides(text, image, c, *norms)
-    across, along, usable = _exterior(left, right, angle)
-    w, sine = angle / 4, torch.sqrt((angle * (4 - angle)).clamp(min=0)) / 2
-    a1, a2, e1, e2 = left.shrunk2, right.shrunk2, left.decay, right.decay
-    square = torch.where(usable, across.square() + along.square(), 1.0)  # (2 e^-(r1+r2) sinh D)²
-    g = torch.where(usable & (sine > 0), of_outside / square, 0.0)
-    # Everything times 4 e^-2(r1+r2), which the square has too.
-    cosh = 2 * e1 * e2 + (left.shrunk - right.shrunk).square() + a1 * a2 * w  # 2 e^-(r1+r2) cosh D
-    of_r1 = g * across * cosh + of_text
-    of_r2 = -g * sine * a1 * 2 * e1 * e2.square() + of_image
-    gap = (right.shrunk - left.shrunk) * (e1 + e2)
-    turn = g * a2 * e1 * (gap + (2 - a2) * a1 * w) / torch.where(sine > 0, sine, 1.0)
-    kept, sinh, k = _aperture(left, min_radius)
-    slope = -k * (2 - a1) / (2 * sinh * torch.sqrt((sinh - k) * (sinh + k)))
-    of_r1 = of_r1 - torch.where(kept, of_outside * slope, 0.0)
+    left, right = sides(text, image, c, *norms)
+    of_text, of_image, of_root = pair_steps(left, right, angle, of, min_radius)
     out, out_image = zeros(text), zeros(image)
-    steps = [
-        (turn * side.inverse, (side.root * of_r - turn * angle / 2 * side.inverse) * side.inverse)
-        for side, of_r in ((left, of_r1), (right, of_r2))
-    ]
-    add_pair_steps(left, right, 0, steps[0], steps[1], out, out_image)
-    of_root = (of_r1 * left.norm + of_r2 * right.norm).sum()
+    add_pair_steps(left, right, 0, of_text, of_image, out, out_image)
     return out, out_image, (of_root / (2 * left.root)).to(c.dtype)
 
 
@@ -180,14 +158,51 @@ def _gradients(ctx: Any, *of: Tensor) -> tuple[Tensor | None, ...]:
 _forward.register_autograd(_gradients, setup_context=_save)
 
 
-def _sides(
+def sides(
     text: Tensor, image: Tensor, c: Tensor, text_norm: Tensor | None, image_norm: Tensor | None
 ) -> tuple[Side, Side]:
+    """Captions and images as the pair functions take them."""
     root = c.double().sqrt()
     return (
         Side(text, root, hyperbolic=True, norm=text_norm),
         Side(image, root, hyperbolic=True, norm=image_norm, right=True),
     )
+
+
+def outside(left: Side, right: Side, angle: Tensor, min_radius: float) -> Tensor:
+    """The exterior angle minus the half aperture, from |u1 - u2|²."""
+    across, along, _ = _exterior(left, right, angle)
+    kept, sinh, k = _aperture(left, min_radius)
+    aperture = torch.where(kept, torch.atan2(k, torch.sqrt((sinh - k) * (sinh + k))), torch.pi / 2)
+    return torch.atan2(across, along) - aperture
+
+
+def pair_steps(
+    left: Side, right: Side, angle: Tensor, of: Sequence[Tensor], min_radius: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The steps of captions and images, and the gradient of √c, from those of the three that the op gives."""
+    of_outside, of_text, of_image = of
+    across, along, usable = _exterior(left, right, angle)
+    w, sine = angle / 4, torch.sqrt((angle * (4 - angle)).clamp(min=0)) / 2
+    a1, a2, e1, e2 = left.shrunk2, right.shrunk2, left.decay, right.decay
+    square = torch.where(usable, across.square() + along.square(), 1.0)  # (2 e^-(r1+r2) sinh D)²
+    g = torch.where(usable & (sine > 0), of_outside / square, 0.0)
+    # Everything times 4 e^-2(r1+r2), which the square has too.
+    cosh = 2 * e1 * e2 + (left.shrunk - right.shrunk).square() + a1 * a2 * w  # 2 e^-(r1+r2) cosh D
+    of_r1 = g * across * cosh + of_text
+    of_r2 = -g * sine * a1 * 2 * e1 * e2.square() + of_image
+    gap = (right.shrunk - left.shrunk) * (e1 + e2)
+    turn = g * a2 * e1 * (gap + (2 - a2) * a1 * w) / torch.where(sine > 0, sine, 1.0)
+    kept, sinh, k = _aperture(left, min_radius)
+    slope = -k * (2 - a1) / (2 * sinh * torch.sqrt((sinh - k) * (sinh + k)))
+    of_r1 = of_r1 - torch.where(kept, of_outside * slope, 0.0)
+    steps = (
+        torch.stack(
+            (turn * side.inverse, (side.root * of_r - turn * angle / 2 * side.inverse) * side.inverse), 1
+        )
+        for side, of_r in ((left, of_r1), (right, of_r2))
+    )
+    return *steps, (of_r1 * left.norm + of_r2 * right.norm).sum()  # type: ignore[return-value]
 
 
 def _exterior(left: Side, right: Side, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:

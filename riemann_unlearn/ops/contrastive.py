@@ -115,7 +115,7 @@ def contrastive(
     >>> found.matched, found.rows.round(decimals=3)
     (tensor([-0., -0., -0.], dtype=torch.float64), tensor([0.0680, 0.0680, 0.0680], dtype=torch.float64))
     """
-    _check(x, y, forget, caption_ids, offset)
+    check(x, y, forget, caption_ids, offset)
     x, y = widen(x), widen(y)
     dtype = torch.promote_types(x.dtype, y.dtype)
     x, y = x.to(dtype), y.to(dtype)
@@ -197,7 +197,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem = Problem(x, y, scale, c, forget, caption_ids, offset, hyperbolic)
     with torch.autocast(x.device.type, enabled=False):
-        return tuple(_implementation(x).forward(problem))
+        return tuple(implementation(x).forward(problem))
 
 
 @_forward.register_fake
@@ -211,9 +211,7 @@ def _(
     offset: int,
     hyperbolic: bool,
 ) -> tuple[Tensor, ...]:
-    n, m = x.shape[0], y.shape[0]
-    shapes = ((n,), (n,), (m,), (), (), (most_tiles(n, m),), (n,), (n,), (m,))
-    return tuple(x.new_empty(shape, dtype=torch.float64) for shape in shapes)
+    return fake(x, y)
 
 
 @torch.library.custom_op(
@@ -235,7 +233,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     problem = Problem(x, y, scale, c, forget, caption_ids, offset, hyperbolic)
     with torch.autocast(x.device.type, enabled=False):
-        return tuple(_implementation(x).backward(problem, Statistics(*found), of))
+        return tuple(implementation(x).backward(problem, Statistics(*found), of))
 
 
 @_backward.register_fake
@@ -271,14 +269,22 @@ def _gradients(ctx: Any, *of: Tensor) -> tuple[Tensor | None, ...]:
 _forward.register_autograd(_gradients, setup_context=_save)
 
 
-def _implementation(x: Tensor) -> Any:
+def fake(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """What the forward pass would return, without its values."""
+    n, m = x.shape[0], y.shape[0]
+    shapes = ((n,), (n,), (m,), (), (), (most_tiles(n, m),), (n,), (n,), (m,))
+    return tuple(x.new_empty(shape, dtype=torch.float64) for shape in shapes)
+
+
+def implementation(x: Tensor) -> Any:
     """The module that serves the device of ``x``; Triton is imported only where it runs."""
     return (
         tiled if x.device.type == "cpu" else importlib.import_module("riemann_unlearn.ops.contrastive_triton")
     )
 
 
-def _check(x: Tensor, y: Tensor, forget: Tensor | None, caption_ids: Tensor | None, offset: int) -> None:
+def check(x: Tensor, y: Tensor, forget: Tensor | None, caption_ids: Tensor | None, offset: int) -> None:
+    """Raise ValueError for arguments of the op that do not fit."""
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
             f"expected features of shapes (N, D) and (M, D), got {tuple(x.shape)} and {tuple(y.shape)}"

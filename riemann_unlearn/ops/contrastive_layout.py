@@ -22,10 +22,12 @@ ROWS_OF_TORCH = 512
 """Of a tile whose passes are torch's: an operation must last to be worth two threads."""
 
 FEWEST_ROWS = 128
-"""Of a tile, where there are fewer than ROWS for each of several workers."""
+"""Of a tile, where there are fewer than ROWS for each of the most workers there can be."""
 
-WORTH_WORKERS = 2**24
-"""Products of a problem, N·M·D, from which handing work to threads costs less than it saves."""
+WORTH_WORKERS = 2**22
+"""Pairs of a problem, N·M, from which workers save time. Products gain as much from torch's own threads, so
+workers gain on the passes alone; and after any parallel region, which MKL opens for a vector of a thousand,
+libgomp's threads wait in a loop for some 16 ms, on the cores that workers then share with them."""
 
 FAST_RADII = 40.0
 """A fast tile needs r1 + r2 up to this: Q² < e^80, and probabilities over sinh D are ordinary numbers."""
@@ -133,9 +135,11 @@ class Layout:
                 len(p.y) - int(p.forget.sum()),
             )
         self.places = self._places(order, row_order)
-        size = ROWS_OF_TORCH
-        if self.compiled:
-            size = min(ROWS, max(FEWEST_ROWS, -(-len(p.x) // 8)))
+        self.shared = self.compiled and len(p.x) * len(p.y) >= WORTH_WORKERS
+        """Whether there is work for several workers."""
+        size = ROWS if self.compiled else ROWS_OF_TORCH
+        if self.shared:
+            size = min(size, max(FEWEST_ROWS, -(-len(p.x) // workers.MOST)))
         self.bands = _slices(self.kept[0], len(p.x), size)
         self.blocks = _slices(self.kept[1], len(p.y), COLUMNS)
         self.tile_size = min(size, len(p.x)) * min(COLUMNS, len(p.y))
@@ -144,10 +148,7 @@ class Layout:
 
     def shares(self) -> list[list[int]]:
         """The bands of each worker, by their numbers."""
-        p = self.p
-        parts = 1
-        if self.compiled and len(p.x) * len(p.y) * p.x.shape[1] >= WORTH_WORKERS:
-            parts = min(workers.count(), len(self.bands))
+        parts = min(workers.count(), len(self.bands)) if self.shared else 1
         shares: list[list[int]] = [[] for _ in range(parts)]
         load = [0] * parts
         sizes = [band.stop - band.start for band in self.bands]

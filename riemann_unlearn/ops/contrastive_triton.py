@@ -1,4 +1,4 @@
-"""The contrastive op on a GPU: products by the vendor's library, everything between them in two kernels.
+"""The contrastive op on a GPU: one kernel for its products, and two for everything between them.
 
 Rows are taken in bands. A band of the product, scaled as :mod:`riemann_unlearn.ops.polar` scales careful rows
 so that nothing overflows at any radius, is written to a buffer; one kernel turns it into partial log-sum-exps
@@ -6,9 +6,15 @@ of its rows and columns, and another, in the backward pass, into the gradient of
 memory is linear in the batch, there are four products of B·B·D, and nothing is decided on the host: masks are
 applied in the kernels, shapes do not depend on values, and results are the same in every run.
 
-The product is float32 for float32 features, as precise as ``torch.set_float32_matmul_precision`` says: leave
-it at "highest", or near pairs lose what digits they have. There are no careful tiles here: of the pairs off
-the diagonal this gives what :func:`riemann_unlearn.geometry.tangent.cdist` gives, and says so there.
+Products of float32 features run on the tensor cores, with the precision that
+``torch.set_float32_matmul_precision`` asks for: at "highest", its default, each is three products of TF32, as
+accurate as one of float32; "high" is one of TF32, "medium" one of bfloat16, and near pairs lose what digits
+they have. Products of float64 features are the vendor's. The sizes of tiles are found by timing a few when a
+shape is first met, after which nothing waits for the device; under ``torch.use_deterministic_algorithms`` the
+first is taken untimed, so that all processes sum in the same order.
+
+There are no careful tiles here: of the pairs off the diagonal this gives what
+:func:`riemann_unlearn.geometry.tangent.cdist` gives, and says so there.
 """
 
 from __future__ import annotations
@@ -44,8 +50,17 @@ def forward(p: Problem) -> Statistics:
         by_row = product.new_empty(grid[1], len(product))
         by_column = product.new_empty(grid[0], len(p.y))
         totals = product.new_empty(2, *grid)
-        _reduce[grid](
-            product, *w.vectors(band), own[band], *w.scalars, by_row, by_column, totals, **w.meta(band)
+        _launch(
+            _reduce,
+            grid,
+            product,
+            *w.vectors(band),
+            own[band],
+            *w.scalars,
+            by_row,
+            by_column,
+            totals,
+            **w.meta(band),
         )
         rows.append(by_row.double().logsumexp(0))
         columns = torch.logaddexp(columns, _logsumexp(by_column.double()))
@@ -64,7 +79,9 @@ def forward(p: Problem) -> Statistics:
     )
 
 
-def backward(p: Problem, found: Statistics, of: Sequence[Tensor]) -> Gradients:
+def backward(
+    p: Problem, found: Statistics, of: Sequence[Tensor], *, steps: Sequence[Tensor] | None = None
+) -> Gradients:
     """As :func:`riemann_unlearn.ops.contrastive_tiled.backward`."""
     of_matched, of_rows, of_columns, of_negative = of
     w = _Work(p, (found.norm_x, found.norm_y))
@@ -85,17 +102,28 @@ def backward(p: Problem, found: Statistics, of: Sequence[Tensor]) -> Gradients:
         grid = w.grid(product)
         totals = product.new_empty(grid)
         row_sums = found.rows[band].to(dtype), of_rows[band].to(dtype)
-        _differentiate[grid](
-            product, *w.vectors(band), *row_sums, *column_sums, pull, *w.scalars, totals, **w.meta(band)
+        _launch(
+            _differentiate,
+            grid,
+            product,
+            *w.vectors(band),
+            *row_sums,
+            *column_sums,
+            pull,
+            *w.scalars,
+            totals,
+            **w.meta(band),
         )
         weighted = weighted + totals.double().sum()
-        torch.mm(product, right, out=of_left[band])
-        of_right.addmm_(product.mT, left[band])
+        _multiply(product, right, of_left[band])
+        _multiply(product.mT, left[band], of_right, accumulate=True)
     of_x, of_y = torch.zeros_like(p.x), torch.zeros_like(p.y)
     whole = slice(0, len(p.x)), slice(0, len(p.y))
     of_root = w.sides[0].add_gradient(of_x, of_left, whole[0], careful=True)
     of_root = of_root + w.sides[1].add_gradient(of_y, of_right, whole[1], careful=True)
-    of_root = of_root + add_matched_gradient(*w.sides, p.offset, found.angle, unit * of_matched, of_x, of_y)
+    of_root = of_root + add_matched_gradient(
+        *w.sides, p.offset, found.angle, unit * of_matched, of_x, of_y, more=steps
+    )
     of_scale = of_scale + unit * weighted
     if p.hyperbolic:  # s = -D/√c
         of_s = (of_matched * found.matched).sum() + of_negative * found.negative + scale * unit * weighted
@@ -133,7 +161,8 @@ class _Work:
 
     def product(self, band: slice) -> Tensor:
         """A band of the product."""
-        return torch.mm(self.operands[0][band], self.operands[1].mT)
+        left, right = self.operands[0][band], self.operands[1]
+        return _multiply(left, right.mT, left.new_empty(len(left), len(right)))
 
     def grid(self, product: Tensor) -> tuple[int, int]:
         """How many programs a band takes, down and across."""
@@ -165,6 +194,70 @@ def _logsumexp(parts: Tensor) -> Tensor:
     top = parts.amax(0)
     finite = torch.where(top > -torch.inf, top, 0.0)
     return torch.log(torch.exp(parts - finite).sum(0)) + finite
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool = False) -> Tensor:
+    """A @ b in ``out``, or added to it."""
+    if a.dtype == torch.float64:
+        return torch.addmm(out, a, b, beta=float(accumulate), out=out)
+    (rows, inner), columns = a.shape, b.shape[1]
+
+    def grid(meta: dict[str, int]) -> tuple[int, int]:
+        return triton.cdiv(rows, meta["M"]), triton.cdiv(columns, meta["N"])
+
+    _launch(
+        _product, grid, a, b, out, rows, columns, inner, *a.stride(), *b.stride(), out.stride(0),
+        ACCUMULATE=accumulate, PRECISION=_PRECISION[torch.get_float32_matmul_precision()],
+    )  # fmt: skip
+    return out
+
+
+_PRECISION = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
+
+
+def _launch(kernel: Any, grid: Any, *arguments: Any, **meta: Any) -> None:
+    """Run a kernel with the settings that are fastest here, or with its first where it must not be timed."""
+    if torch.are_deterministic_algorithms_enabled() or not arguments[0].is_cuda:
+        kernel.fn[grid](*arguments, **meta, **kernel.configs[0].all_kwargs())
+    else:
+        kernel[grid](*arguments, **meta)
+
+
+_SQUARES = [triton.Config({}, num_warps=warps) for warps in (4, 8)]
+
+
+@triton.autotune(
+    [
+        triton.Config({"M": 128, "N": 128, "K": 32}, num_warps=8, num_stages=3),
+        triton.Config({"M": 64, "N": 128, "K": 32}, num_warps=4, num_stages=3),
+        triton.Config({"M": 64, "N": 64, "K": 32}, num_warps=4, num_stages=4),
+    ],
+    key=["rows", "columns", "inner", "PRECISION"],
+    restore_value=["out"],
+)
+@triton.jit
+def _product(
+    a, b, out, rows, columns, inner, a_row, a_inner, b_inner, b_column, out_row,
+    ACCUMULATE: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """One program's M×N of a product of float32 matrices."""
+    i = (tl.program_id(0) * M + tl.arange(0, M)).to(tl.int64)[:, None]
+    j = (tl.program_id(1) * N + tl.arange(0, N)).to(tl.int64)[None, :]
+    total = tl.zeros((M, N), tl.float32)
+    for start in range(0, inner, K):
+        k = start + tl.arange(0, K)
+        x = tl.load(a + i * a_row + k[None, :] * a_inner, mask=(i < rows) & (k[None, :] < inner), other=0.0)
+        y = tl.load(
+            b + k[:, None] * b_inner + j * b_column, mask=(k[:, None] < inner) & (j < columns), other=0.0
+        )
+        if PRECISION == "bf16":
+            total += tl.dot(x.to(tl.bfloat16), y.to(tl.bfloat16))
+        else:
+            total += tl.dot(x, y, input_precision=PRECISION)
+    inside = (i < rows) & (j < columns)
+    if ACCUMULATE:
+        total += tl.load(out + i * out_row + j, mask=inside, other=0.0)
+    tl.store(out + i * out_row + j, total, mask=inside)
 
 
 @triton.jit
@@ -220,6 +313,7 @@ def _tile(
     return v, slope, own, by_row, by_column, negative, i, j, where, inside
 
 
+@triton.autotune(_SQUARES, key=["columns", "HYPERBOLIC", "IDS"])
 @triton.jit
 def _reduce(
     product, r1, decay1, forget1, ids1, r2, decay2, forget2, ids2, own_logit, scale, unit,
@@ -254,6 +348,7 @@ def _reduce(
     tl.store(totals + programs + place, tl.sum(tl.where(negative, 1.0, 0.0).to(v.dtype)))
 
 
+@triton.autotune(_SQUARES, key=["columns", "HYPERBOLIC", "IDS"], restore_value=["product"])
 @triton.jit
 def _differentiate(
     product, r1, decay1, forget1, ids1, r2, decay2, forget2, ids2,

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy
@@ -256,28 +256,14 @@ def _chunks(x: Tensor, count: int | None = None) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def pair_similarities(left: Side, bank: Tensor, columns: Tensor) -> Tensor:
-    """Minus the distances, or the cosines, of each row and its own rows of ``bank``, from differences.
-
-    Parameters
-    ----------
-    columns : Tensor, shape (N, K)
-        Long.
-
-    Returns
-    -------
-    Tensor, shape (N, K)
-        float64.
-    """
-    count = columns.shape[1]
-    out = torch.empty(columns.shape, dtype=torch.float64, device=bank.device)
-    for rows in _chunks(left.x, len(columns)):
-        chosen = columns[rows].reshape(-1)
-        right = Side(bank[chosen].to(left.x.dtype), left.root, hyperbolic=left.hyperbolic, right=True)
-        own = Side(left.x[rows].repeat_interleave(count, 0), left.root, hyperbolic=left.hyperbolic)
-        angle = matched_angles(own, right, 0)
-        found = -matched_distances(own, right, 0, angle)[0] / left.root if left.hyperbolic else angle
-        out[rows] = found.view(-1, count)
+def pair_similarities(left: Side, bank: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Minus distances, or cosines, of rows ``i`` and rows ``j`` of ``bank``: float64, from differences."""
+    out = torch.empty(len(i), dtype=torch.float64, device=bank.device)
+    for pairs in _chunks(left.x, len(i)):
+        one = Side(left.x[i[pairs]], left.root, hyperbolic=left.hyperbolic)
+        other = Side(bank[j[pairs]].to(left.x.dtype), left.root, hyperbolic=left.hyperbolic, right=True)
+        angle = matched_angles(one, other, 0)
+        out[pairs] = -matched_distances(one, other, 0, angle)[0] / left.root if left.hyperbolic else angle
     return out
 
 
@@ -308,9 +294,19 @@ def matched_distances(left: Side, right: Side, offset: int, angle: Tensor) -> tu
 
 
 def add_matched_gradient(
-    left: Side, right: Side, offset: int, angle: Tensor, gradient: Tensor, out: Tensor, out_right: Tensor
+    left: Side,
+    right: Side,
+    offset: int,
+    angle: Tensor,
+    gradient: Tensor,
+    out: Tensor,
+    out_right: Tensor,
+    *,
+    more: Sequence[Tensor] | None = None,
 ) -> Tensor:
     r"""Add the gradients of the features that follow from those of matched D, or of minus the cosines.
+
+    ``more`` are steps of :func:`add_pair_steps` to be taken besides.
 
     With e = u1 - u2, :math:`a = 1 - e^{-2r}` and S of :func:`careful_distance`:
 
@@ -345,7 +341,9 @@ def add_matched_gradient(
         else:
             away = gradient * side.inverse[here]
             outward = away * angle * side.inverse[here]
-        steps.append((away, outward))
+        steps.append(torch.stack((away, outward), 1))
+    if more is not None:
+        steps = [own + other for own, other in zip(steps, more, strict=True)]
     add_pair_steps(left, right, offset, steps[0], steps[1], out, out_right)
     return of_root
 
@@ -354,26 +352,26 @@ def add_pair_steps(
     left: Side,
     right: Side,
     offset: int,
-    of_left: tuple[Tensor, Tensor],
-    of_right: tuple[Tensor, Tensor],
+    of_left: Tensor,
+    of_right: Tensor,
     out: Tensor,
     out_right: Tensor,
 ) -> None:
     """Add to each of matched features a multiple of the way away from the other and one of itself.
 
-    The way away is ±(u1 - u2), or minus the other's unit vector for cosines.
+    The way away is ±(u1 - u2), or minus the other's unit vector for cosines. How far to go, ``of_left`` and
+    ``of_right`` say, float64, shape (N, 2).
     """
     kernels = compiled(left.x) if out.dtype == left.x.dtype else None
     if kernels:
         own = slice(offset, offset + len(left))
-        steps = (torch.stack(step, 1).numpy() for step in (of_left, of_right))
         kernels.add_steps(
             left.x.numpy(), right.x[own].numpy(), left.inverse.numpy(), right.inverse[own].numpy(),
-            *steps, left.hyperbolic, out.numpy(), out_right[own].numpy(),
+            of_left.numpy(), of_right.numpy(), left.hyperbolic, out.numpy(), out_right[own].numpy(),
         )  # fmt: skip
         return
     (away, outward), (away_right, outward_right) = (
-        tuple(step[:, None].to(out.dtype) for step in steps) for steps in (of_left, of_right)
+        steps.to(out.dtype)[:, :, None].unbind(1) for steps in (of_left, of_right)
     )
     sign = 1.0 if left.hyperbolic else -1.0
     for rows, columns, u, w in _unit_pairs(left, right, offset):

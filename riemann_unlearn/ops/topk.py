@@ -72,10 +72,7 @@ def topk(queries: Tensor, bank: Tensor, k: int, c: Curvature | None = None) -> T
     >>> topk(torch.tensor([[2.5, 0.0]]), bank, k=2, c=1.0)
     TopK(similarity=tensor([[-0.5000, -0.5000]]), indices=tensor([[1, 2]]))
     """
-    if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1]:
-        raise ValueError(
-            f"expected shapes (N, D) and (M, D), got {tuple(queries.shape)} and {tuple(bank.shape)}"
-        )
+    check_bank(queries, bank)
     if not 1 <= k <= len(bank):
         raise ValueError(f"k must be from 1 to the bank's {len(bank)} rows, got {k}")
     queries, bank = widen(queries.detach()), bank.detach()
@@ -97,7 +94,8 @@ def _topk(queries: Tensor, bank: Tensor, k: int, c: Tensor, hyperbolic: bool) ->
             rows = slice(start, start + QUERIES)
             left = Side(queries[rows], root, hyperbolic=hyperbolic)
             candidates = _candidates(left, bank, min(k + SPARE, len(bank)))
-            found = pair_similarities(left, bank, candidates)
+            each = torch.arange(len(left), device=bank.device).repeat_interleave(candidates.shape[1])
+            found = pair_similarities(left, bank, each, candidates.flatten()).view(candidates.shape)
             best, place = found.topk(k, dim=1)
             similarity[rows], index[rows] = best.to(similarity.dtype), candidates.gather(1, place)
     return similarity, index
@@ -116,7 +114,7 @@ def _candidates(left: Side, bank: Tensor, count: int) -> Tensor:
     index = torch.zeros(len(left), count, dtype=torch.int64, device=bank.device)
     worst = nearest[:, 0].clone()
     # Q of float32 products, or D where those would overflow: one scale for the whole bank.
-    fast = left.x.dtype == torch.float32 and not _is_far(left, bank)
+    fast = left.x.dtype == torch.float32 and not is_far(left, bank)
     for start in range(0, len(bank), BLOCK):
         block = bank[start : start + BLOCK].to(left.x.dtype)
         right = Side(block, left.root, hyperbolic=left.hyperbolic, right=True)
@@ -151,7 +149,15 @@ def _least(size: Tensor, worst: Tensor, count: int) -> tuple[Tensor, Tensor, Ten
     return value, chosen.gather(1, place // GROUP) * GROUP + place % GROUP, rows
 
 
-def _is_far(left: Side, bank: Tensor) -> bool:
+def check_bank(queries: Tensor, bank: Tensor) -> None:
+    """Raise ValueError for features that cannot be compared."""
+    if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1]:
+        raise ValueError(
+            f"expected shapes (N, D) and (M, D), got {tuple(queries.shape)} and {tuple(bank.shape)}"
+        )
+
+
+def is_far(left: Side, bank: Tensor) -> bool:
     """Whether a radius is too large for float32 products."""
     if not left.hyperbolic or not len(left):
         return False

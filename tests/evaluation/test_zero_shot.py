@@ -10,10 +10,11 @@ from riemann_unlearn.models import DualEncoder
 from tests.conftest import make_model
 
 
-class Table:
+class Table(DualEncoder):
     """A "model" whose similarities are given."""
 
     def __init__(self, similarity: torch.Tensor) -> None:
+        torch.nn.Module.__init__(self)
         self.table = similarity
 
     def similarity(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
@@ -23,14 +24,35 @@ class Table:
 def test_ranks_count_the_better_and_the_equal() -> None:
     table = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
     own = torch.tensor([0, 2, 1])
-    got = ranks(Table(table), torch.zeros(3, 1), torch.zeros(3, 1), own)  # type: ignore[arg-type]
+    got = ranks(Table(table), torch.zeros(3, 1), torch.zeros(3, 1), own)
     assert got.tolist() == [0, 2, 2]  # a tie counts against the model
 
 
+@pytest.mark.parametrize("architecture", ["CLIP", "MERU"])
+def test_both_models_rank_as_their_similarities_do_and_ties_are_exact(architecture: str) -> None:
+    model = make_model(architecture)
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (
+        torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=-1) for n in (30, 20)
+    )
+    texts[10:15] = texts[:5]
+    images[25:] = texts[:5]  # at their own texts, which have doubles
+    own = torch.arange(30) % 5
+    similarity = model.similarity(images.double(), texts.double())
+    want = (similarity >= similarity.gather(1, own[:, None]) - 1e-12).sum(1) - 1
+    assert torch.equal(ranks(model, images, texts, own), want)
+    assert want.min() == 1
+    best = model.nearest(images[:25], texts[5:], 2)
+    assert torch.equal(best, similarity[:25, 5:].topk(2, dim=1).indices)
+
+
 def test_nan_does_not_pass_for_forgetting() -> None:
-    table = torch.full((1, 2), torch.nan)
+    missing, zeros, own = torch.full((1, 2), torch.nan), torch.zeros(2, 2), torch.zeros(1).long()
+    for images, texts in ((missing, zeros), (zeros[:1], missing.expand(2, 2))):
+        with pytest.raises(ValueError, match="features are not finite"):
+            ranks(make_model("MERU"), images, texts, own)
     with pytest.raises(ValueError, match="contain NaN"):
-        ranks(Table(table), torch.zeros(1, 1), torch.zeros(2, 1), torch.zeros(1).long())  # type: ignore[arg-type]
+        ranks(Table(missing), zeros[:1], zeros, own)
 
 
 class Oracle(DualEncoder):

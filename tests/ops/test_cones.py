@@ -55,7 +55,7 @@ def test_images_ahead_behind_beside_and_at_their_captions() -> None:
 
 
 def test_gradients_match_differences() -> None:
-    text, image = (side[:6].double() for side in batch("random", 1.0))
+    text, image = (side[:6, :8].double() for side in batch("random", 1.0))
 
     def value(text: Tensor, image: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         return tuple(cones(text, image, c))

@@ -66,6 +66,44 @@ def test_float32_is_right_for_random_features_at_every_radius(radius: float) -> 
         assert error(mine, theirs) < 1e-4
 
 
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "high",
+        pytest.param(
+            "medium",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has no product of bfloat16"),
+            ],
+        ),
+    ],
+)
+def test_less_precision_is_there_for_the_asking(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of bfloat16's eight bits a cosine keeps some 2^-8; nothing is lost of the matched pairs."""
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    sides, tau = batch("random", 1.0), torch.tensor(10.0)
+    references = leaves(*sides, tau)
+    want = exact(*references, None, FORGET, IDS)
+    found, got = run(*sides, tau, None, FORGET, IDS, 0)
+    assert torch.allclose(found.matched, want.matched, rtol=1e-6)
+    assert error(total(found), total(want)) < 1e-2
+    assert error(got[0], gradients(total(want), references)[0]) < 1e-2
+
+
+@pytest.mark.parametrize(("rows", "columns", "inner"), [(1, 1, 1), (70, 130, 34), (129, 5, 65)])
+def test_products_of_every_shape_and_stride(rows: int, columns: int, inner: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b, out = (
+        torch.randn(shape, generator=generator, device="cpu").to(DEVICE)
+        for shape in ((rows, inner), (columns, inner), (rows, columns))
+    )
+    want = out.double() + a.double() @ b.double().mT
+    assert torch.allclose(kernels._multiply(a, b.mT, out.clone(), accumulate=True).double(), want, atol=1e-5)
+    turned = kernels._multiply(b, a.mT, torch.empty(columns, rows, device=DEVICE))
+    assert torch.allclose(turned.double(), (want - out).mT, atol=1e-5)
+
+
 @pytest.mark.parametrize("radius", [0.0, 1.0, 10.0, 50.0])
 def test_collapsed_features_stay_finite(radius: float) -> None:
     found, got = run(*batch("collapsed", radius), torch.tensor(10.0), torch.tensor(0.7), FORGET, IDS, 0)
@@ -87,15 +125,17 @@ def test_rectangles() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
 def test_the_operator_runs_on_a_gpu_without_waiting_for_it() -> None:
-    from riemann_unlearn.ops import backend, contrastive
+    from riemann_unlearn.ops import backend, calibration, contrastive
 
     assert backend("cuda") == "triton"
     sides = [side.cuda() for side in batch("random", 1.0)]
     inputs = leaves(*sides, torch.tensor(7.0).cuda(), torch.tensor(0.7).cuda())
-    contrastive(*inputs, forget=FORGET.cuda())  # kernels are compiled
+    forget, ids = FORGET.cuda(), IDS.cuda()
+    gradients(total(contrastive(*inputs, forget=forget, caption_ids=ids)), inputs)  # compiled and timed
     torch.cuda.set_sync_debug_mode("error")
     try:
-        value = total(contrastive(*inputs, forget=FORGET.cuda(), caption_ids=IDS.cuda()))
+        value = total(contrastive(*inputs, forget=forget, caption_ids=ids))
+        value = value + calibration(*inputs, forget, caption_ids=ids).sum()
         got = gradients(value, inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
