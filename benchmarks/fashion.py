@@ -1,0 +1,305 @@
+"""Fashion-MNIST: is what a method leaves behind what the retrained oracle has?
+
+    python -m benchmarks.fashion --output docs/data/fashion.jsonl
+    python -m benchmarks.fashion --output docs/data/fashion.jsonl --table --plot docs/figures/fashion.png
+
+For every seed a model is trained, and for every number of classes another from scratch without them: the
+oracle, of the same recipe and the same seed. Each method starts from the first and is held to the second.
+
+One JSON line a model that is measured, and a folder in --cache for every model that is trained. What is
+there already is not done again, so an interrupted benchmark goes on where it stopped; --table prints the
+tables of what is there and runs nothing. --set tries other settings of a method, which get rows of their
+own. Needs Debian's package ``dataset-fashion-mnist`` and the extra ``audit``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import riemann_unlearn as ru
+from riemann_unlearn.data import Dataset
+from riemann_unlearn.evaluation.encoded import encode
+from riemann_unlearn.evaluation.membership import membership
+from riemann_unlearn.evaluation.recovery import recovery
+from riemann_unlearn.evaluation.relearning import relearning
+from riemann_unlearn.evaluation.zero_shot import forget_and_retain, zero_shot
+from riemann_unlearn.models import DualEncoder
+from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
+from riemann_unlearn.training import TrainConfig, train
+
+CLASSES = ("t-shirt", "trousers", "pullover")
+"""n classes are the first n of these: the order of the dataset's labels, so that nobody chose them."""
+REFERENCES = ("before", "oracle")
+METHODS = {"tilt": ("MERU",), "hac": ("MERU",), "ac": ("MERU", "CLIP")}
+"""With the models that each is run on; ac compares by the model's own similarity."""
+PER_CLASS = 1200
+"""Training images of each class, the first of 6,000: as many as the audit looks at."""
+RECIPE = TrainConfig(
+    data="fashion-mnist",
+    epochs=8,
+    batch_size=128,
+    learning_rate=3e-3,
+    warmup_epochs=1,
+    group=1,
+    evaluate_every=8,
+)
+"""Of the model before and of the oracle alike."""
+
+
+def model_config(architecture: str) -> dict[str, Any]:
+    """A model for small grey images: a residual network of 0.4 million weights and a layer for captions."""
+    return {
+        "architecture": architecture,
+        "model_cfg": {
+            "embed_dim": 64,
+            "vision_cfg": {
+                "timm_model_name": "test_resnet",  # timm's smallest; its name says what timm has it for
+                "timm_pool": "avg",
+                "timm_proj": "linear",
+                "image_size": 40,  # of 28 pixels, the last of the four blocks would see a single one
+            },
+            "text_cfg": {
+                "context_length": 16,
+                "vocab_size": 6870,
+                "width": 32,
+                "heads": 2,
+                "layers": 1,
+                "tokenizer_kwargs": {"bpe_path": "bpe_emoji.txt.gz"},
+            },
+        },
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fashion", description=__doc__.split("\n")[0])
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--models", nargs="+", choices=("MERU", "CLIP"), default=["MERU", "CLIP"])
+    parser.add_argument("--classes", nargs="+", type=int, choices=range(1, 1 + len(CLASSES)), default=[1, 3])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the methods")
+    parser.add_argument("--cache", type=Path, default=Path("fashion-models"), help="folder of trained models")
+    parser.add_argument("--output", type=Path, default=Path("fashion.jsonl"))
+    parser.add_argument("--table", action="store_true", help="print the tables of what is there, run nothing")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="recovery against cost, as .png or .svg")
+    options = parser.parse_args(arguments)
+    rows = _read(options.output)
+    if not options.table:
+        settings = {name: json.loads(value) for name, _, value in (s.partition("=") for s in options.set)}
+        done = {_key(row) for row in rows}
+        data = training_data()
+        for asked in _asked(options, settings):
+            if _key(asked) not in done:
+                rows.append(_run(asked, data, options.cache))
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                with options.output.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+    print(tables(rows))
+    if options.plot:
+        plot(rows, options.plot)
+    return 0
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+
+
+def _asked(options: argparse.Namespace, settings: dict[str, float]) -> list[dict[str, Any]]:
+    """What is to be measured: of every model and number of classes the references, then the methods."""
+    return [
+        {
+            "model": model,
+            "method": method,
+            "settings": {} if method in REFERENCES else settings,
+            "forget": list(CLASSES[:count]),
+            "seed": seed,
+        }
+        for seed in options.seeds
+        for model in options.models
+        for count in options.classes
+        for method in (*REFERENCES, *(name for name in options.methods if model in METHODS[name]))
+    ]
+
+
+def _key(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(json.dumps(row[name]) for name in ("model", "method", "settings", "forget", "seed"))
+
+
+def training_data() -> Dataset:
+    """The first :data:`PER_CLASS` training images of every class, and all test images."""
+    data = ru.data.load("fashion-mnist")
+    classes = range(len(data.taxonomy.concepts))
+    rows = [(data.seen.concept == label).nonzero()[:PER_CLASS, 0] for label in classes]
+    return replace(data, seen=data.seen.subset(torch.cat(rows)))
+
+
+def trained(architecture: str, forget: Sequence[str], seed: int, data: Dataset, cache: Path) -> DualEncoder:
+    """The model trained without the classes ``forget``: from the cache, or made for it."""
+    folder = cache / "-".join([architecture, "without", *(forget or ["nothing"]), str(seed)])
+    if not (folder / WEIGHTS_NAME).is_file():
+        if forget:
+            gone = data.taxonomy.select(forget).concepts[data.seen.concept]
+            data = replace(data, seen=data.seen.subset(~gone))
+        recipe = replace(RECIPE, seed=seed)
+        train(model_config(architecture), recipe, folder, data=data, resume=folder.exists())
+    return ru.load(folder)
+
+
+def _run(asked: dict[str, Any], data: Dataset, cache: Path) -> dict[str, Any]:
+    """One line: what was asked, and what the audit says of the model."""
+    forget, method, seed = asked["forget"], asked["method"], asked["seed"]
+    without = forget if method == "oracle" else []
+    model = trained(asked["model"], without, seed, data, cache)
+    started = time.perf_counter()
+    if method not in REFERENCES:
+        seen = replace(data, heldout=None)  # a run measures what it is given; the test images come below
+        ru.unlearn(model, seen, forget=forget, method=method, settings=asked["settings"], seed=seed)
+    seconds = time.perf_counter() - started
+    return {
+        **asked,
+        "seconds": round(seconds, 1),
+        **measure(model, data, forget),
+        "versions": {"riemann_unlearn": ru.__version__, "torch": torch.__version__},
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def measure(model: DualEncoder, data: Dataset, forget: Sequence[str]) -> dict[str, Any]:
+    """The measures of the full audit that an oracle's are compared with."""
+    assert data.heldout is not None
+    selection = data.taxonomy.select(forget)
+    subject = encode(model, data, selection)
+    groups = forget_and_retain(data.heldout, selection)
+    return {
+        "heldout": zero_shot(model, data.heldout, groups, image_features=subject.heldout_features),
+        "recovery": recovery(subject),
+        "relearning": relearning(subject),
+        "membership": membership(subject),
+    }
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measure of the table, and the bar it is held to."""
+
+    name: str
+    value: Callable[[dict[str, Any]], float]
+    holds: Callable[[float, float], bool] = lambda value, oracle: True
+    """Whether a value is good enough, given the oracle's; both in percent."""
+
+
+def _at_most_oracle(value: float, oracle: float) -> bool:
+    return value <= oracle + 2
+
+
+def _as_oracle(value: float, oracle: float) -> bool:
+    return abs(value - oracle) <= 2
+
+
+def _relearned(shots: int) -> Callable[[dict[str, Any]], float]:
+    def value(row: dict[str, Any]) -> float:
+        curve = row["relearning"]
+        return float(curve["accuracy"][curve["shots"].index(shots)])
+
+    return value
+
+
+COLUMNS = (
+    Column("forget accuracy", lambda r: r["heldout"]["forget"]["accuracy"], lambda v, _: v <= 10),  # chance
+    Column("retain accuracy", lambda r: r["heldout"]["retain"]["accuracy"], lambda v, o: v >= o - 1),
+    Column("their category", lambda r: r["heldout"]["forget"]["parent_accuracy"]),
+    Column("linear probe", lambda r: r["recovery"]["linear_probe"]["recall"], _at_most_oracle),
+    *(Column(f"relearned, {n}-shot", _relearned(n), _at_most_oracle) for n in (1, 4, 16)),
+    Column("confidence AUC", lambda r: r["membership"]["confidence"]["auc"][0], _as_oracle),
+    Column("class AUC", lambda r: r["membership"]["class_membership"]["auc"][0], _as_oracle),
+)
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """One Markdown table for each number of classes, in percent, means over seeds; ✗ is a bar missed."""
+    parts = []
+    for count in sorted({len(row["forget"]) for row in rows}):
+        chosen = [row for row in rows if len(row["forget"]) == count]
+        lines = [f"**Forgotten: {', '.join(CLASSES[:count])}**\n"]
+        lines.append(_line(["model", "method", "seeds", *(column.name for column in COLUMNS)]))
+        lines.append(_line(["---"] * (3 + len(COLUMNS))))
+        for (model, name), runs in _groups(chosen).items():
+            oracles = _oracles(chosen, runs)
+            cells = [_cell(column, runs, oracles) for column in COLUMNS]
+            lines.append(_line([model, name, str(len(runs)), *cells]))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _groups(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The runs that differ by nothing but the seed."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        settings = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
+        name = f"{row['method']} ({settings})" if settings else row["method"]
+        groups.setdefault((row["model"], name), []).append(row)
+    return groups
+
+
+def _oracles(rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The oracles that some runs are held to: of their model and their seeds."""
+    model, seeds = runs[0]["model"], {run["seed"] for run in runs}
+    return [r for r in rows if r["method"] == "oracle" and r["model"] == model and r["seed"] in seeds]
+
+
+def _cell(column: Column, runs: list[dict[str, Any]], oracles: list[dict[str, Any]]) -> str:
+    values = [100 * column.value(run) for run in runs]
+    mean = statistics.mean(values)
+    spread = "" if max(values) - min(values) < 0.05 else f" ({min(values):.1f}–{max(values):.1f})"
+    judged = runs[0]["method"] not in REFERENCES
+    missed = judged and not column.holds(mean, statistics.mean(100 * column.value(run) for run in oracles))
+    return f"{mean:.1f}{spread}{' ✗' if missed else ''}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """What a linear probe recovers against what retaining costs, both less the oracle's, which is (0, 0)."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    by_name = {column.name: column.value for column in COLUMNS}
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.axvline(0, color="grey", linewidth=0.5)
+    shown = [row for row in rows if row["method"] != "oracle"]
+    for ((model, method), runs), marker in zip(_groups(shown).items(), "osD^vP*X<>", strict=False):
+        oracles = [next(r for r in _oracles(rows, [run]) if r["forget"] == run["forget"]) for run in runs]
+        x, y = (
+            [100 * (by_name[name](run) - by_name[name](o)) for run, o in zip(runs, oracles, strict=True)]
+            for name in ("retain accuracy", "linear probe")
+        )
+        sizes = [25 + 20 * len(run["forget"]) for run in runs]
+        axes.scatter(
+            x, y, sizes, marker=marker, label=f"{method}, {model}", edgecolors="black", linewidths=0.5
+        )
+    axes.set_xlabel("retained test accuracy less the oracle's, points (right is better)")
+    axes.set_ylabel("the forgotten by linear probe, less the oracle's, points")
+    axes.legend(title="larger: three classes")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
