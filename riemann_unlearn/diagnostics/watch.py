@@ -1,8 +1,8 @@
 """The audit of a run in progress: where the points are, and the first number that is not one.
 
-A :class:`Watch` looks at the parameters after a step: now and then at a sample of the points on manifolds, and
-ten times as often at whether anything stopped being finite, with one question to the device. It says in
-words what it finds, once, and keeps figures for the history of the run.
+A :class:`Watch` looks at the parameters after a step: now and then at a sample of the points on manifolds,
+and ten times as often at whether anything stopped being finite, with one question to the device. It says
+in words what it finds, once, and keeps figures for the history of the run.
 """
 
 from __future__ import annotations

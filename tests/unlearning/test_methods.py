@@ -199,7 +199,7 @@ class TestTilt:
             assert off[term].item() == 0.0
             assert all(torch.equal(base[key], off[key]) for key in base if key != term)
         assert base["target_loss"] > 0
-        assert terms("tilt", task, {"margin": 5.0})["odds_loss"] > base["odds_loss"]
+        assert terms("tilt", task, {"margin": 7.0})["odds_loss"] > base["odds_loss"]
 
     def test_the_frozen_model_is_the_target(self, model: DualEncoder, world: Dataset) -> None:
         """At a level where nothing goes, the divergence from what the model said is 0."""

@@ -36,7 +36,7 @@ class Tilt(GradientMethod):
     left repair what is retained. Only the image tower moves. Captions therefore stay where they are, all
     of them can be candidates at every step for the price of one matrix product, and a caption never
     used in unlearning means what it meant and finds no image any more. The tower's first layers stay as
-    well: they hold few of the weights, and half of the work of a step.
+    well: they hold few of the weights, and almost half of the work of a step.
     """
 
     name: ClassVar[str] = "tilt"
@@ -50,7 +50,6 @@ class Tilt(GradientMethod):
     margin: float = setting(6.0, 0, 100, "m: log odds against a forgotten caption that are enough")
     retain: float = setting(20.0, 0, 1e4, "ρ: weight of the retained images' divergence")
     target: float = setting(0.1, 0, 1e4, "κ: weight of the forgotten images' divergence")
-
     frozen: float = setting(
         0.12, 0, 0.99, "share of the image tower's weights, those of its first layers, that stay"
     )
