@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.data import Dataset, ImageTextData, Selection
-from riemann_unlearn.data.captions import category_caption, name_caption, subcategory_caption
-from riemann_unlearn.evaluation.encoding import encode_images, encode_texts, ranks
+from riemann_unlearn.evaluation.encoding import encode_captions, encode_images, ranks
 from riemann_unlearn.models import DualEncoder
 
 MOST_SEEN = 12_000
@@ -99,7 +98,7 @@ def encode(
         seen_features = seen_features[rows]
     if dataset.heldout is not None and heldout_features is None:
         heldout_features = encode_images(model, dataset.heldout.images)
-    names, subcategories, categories = encode_captions(model, dataset)
+    captions = encode_captions(model, dataset.taxonomy)
     return Encoded(
         model,
         selection,
@@ -107,19 +106,9 @@ def encode(
         dataset.heldout,
         seen_features,
         heldout_features,
-        names,
-        subcategories,
-        categories,
-    )
-
-
-def encode_captions(model: DualEncoder, dataset: Dataset) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of the captions of every concept, subcategory and category."""
-    taxonomy = dataset.taxonomy
-    return (
-        encode_texts(model, [name_caption(concept) for concept in taxonomy.concepts]),
-        encode_texts(model, [subcategory_caption(name) for name in taxonomy.subcategories]),
-        encode_texts(model, [category_caption(name) for name in taxonomy.categories]),
+        captions["name"],
+        captions["subcategory"],
+        captions["category"],
     )
 
 

@@ -1,4 +1,4 @@
-"""Features of images and texts in chunks, and the rank of each image's own text."""
+"""Features of images, texts and captions in chunks, and the rank of each image's own text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from riemann_unlearn.data import Taxonomy
+from riemann_unlearn.data.captions import category_caption, name_caption, subcategory_caption
 from riemann_unlearn.models import DualEncoder
 
 CHUNK = 512
@@ -31,6 +33,15 @@ def encode_texts(model: DualEncoder, texts: Sequence[str]) -> Tensor:
     chunks = [model.encode_text(tokens) for tokens in torch.split(model.tokenize(texts), CHUNK)]
     model.train(was_training)
     return torch.cat(chunks)
+
+
+def encode_captions(model: DualEncoder, taxonomy: Taxonomy) -> dict[str, Tensor]:
+    """By level of the taxonomy, the features of all its captions, shape (captions, D)."""
+    return {
+        "name": encode_texts(model, [name_caption(concept) for concept in taxonomy.concepts]),
+        "subcategory": encode_texts(model, [subcategory_caption(name) for name in taxonomy.subcategories]),
+        "category": encode_texts(model, [category_caption(name) for name in taxonomy.categories]),
+    }
 
 
 @torch.no_grad()

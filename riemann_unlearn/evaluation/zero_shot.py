@@ -13,8 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from riemann_unlearn.data import ImageTextData, Selection, Taxonomy
-from riemann_unlearn.data.captions import category_caption, name_caption, subcategory_caption
-from riemann_unlearn.evaluation.encoding import encode_images, encode_texts, ranks
+from riemann_unlearn.evaluation.encoding import encode_captions, encode_images, ranks
 from riemann_unlearn.models import DualEncoder
 
 
@@ -68,15 +67,6 @@ def forget_and_retain(data: ImageTextData, selection: Selection) -> dict[str, Te
 def share(hit: Tensor) -> float | None:
     """The share of True, None of nothing."""
     return hit.double().mean().item() if hit.numel() else None
-
-
-def encode_captions(model: DualEncoder, taxonomy: Taxonomy) -> dict[str, Tensor]:
-    """By level of the taxonomy, the features of all its captions, shape (captions, D)."""
-    return {
-        "name": encode_texts(model, [name_caption(concept) for concept in taxonomy.concepts]),
-        "subcategory": encode_texts(model, [subcategory_caption(name) for name in taxonomy.subcategories]),
-        "category": encode_texts(model, [category_caption(name) for name in taxonomy.categories]),
-    }
 
 
 def _hits(model: DualEncoder, data: ImageTextData, images: Tensor) -> dict[str, Tensor]:

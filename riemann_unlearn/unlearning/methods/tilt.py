@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from riemann_unlearn.evaluation.zero_shot import encode_captions
+from riemann_unlearn.evaluation.encoding import encode_captions
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, Problem, Step, setting
 
