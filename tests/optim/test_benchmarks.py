@@ -137,8 +137,28 @@ def test_wordnet_end_to_end(
     assert wordnet.main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["before"]["map"] > 0.9
-    assert found["after"]["forget_mean_rank"] > found["before"]["forget_mean_rank"]
+    assert found["forget_pairs"] == 4
     assert found["after"]["rest_map"] > 0.85
+
+
+@pytest.mark.parametrize("manifold", [ru.Lorentz(), geoopt.PoincareBall()])
+def test_forgotten_pairs_end_as_far_apart_as_random_ones(folder: Path, manifold: geoopt.Manifold) -> None:
+    taxonomy = wordnet.closure(folder, "thing.n.01")
+    forget = taxonomy.below("dog.n.01")[taxonomy.pairs].all(1)
+    node, ancestor = taxonomy.pairs[forget].T
+    start = torch.randn(len(taxonomy.names), 3, generator=torch.Generator().manual_seed(0))
+    points = wordnet.lifted(manifold, start)
+
+    def share() -> float:
+        """Distance of the forgotten pairs over that of their nodes from any."""
+        at = points.detach()
+        return float(manifold.dist(at[node], at[ancestor]).mean() / manifold.dist(at[node, None], at).mean())
+
+    with torch.no_grad():
+        points[ancestor] = manifold.expmap0(manifold.logmap0(points[ancestor]) / 4)
+    before = share()
+    wordnet.unlearn(taxonomy, points, forget, steps=60, lr=0.2, seed=0)
+    assert before < 0.85 < 0.9 < share() < 1.1
 
 
 @pytest.mark.parametrize("parameters", ["manifold", "tangent"])
