@@ -22,6 +22,7 @@ from typing import Any
 
 import geoopt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,8 +30,10 @@ import riemann_unlearn as ru
 from riemann_unlearn.io import atomic_write
 
 WORDNET = Path("/usr/share/wordnet")
-NEGATIVES = 50
-"""Nodes that a true ancestor is ranked against, as in the papers."""
+LOGIT_SCALE = 4
+"""τ: what distances are multiplied by in the loss. At the papers' 1 an embedding is four times as wide."""
+NEAREST = 1e-3
+"""Two points are counted as no nearer than this in the gradient: a product of float32 tells no less apart."""
 
 
 @dataclass(frozen=True)
@@ -131,29 +134,95 @@ def quality(ranks: Tensor, pairs: Tensor) -> tuple[float, float]:
     return ranks.double().mean().item(), average.mean().item()
 
 
-def ranking_loss(manifold: geoopt.Manifold, points: Tensor, pairs: Tensor, negatives: Tensor) -> Tensor:
-    """Cross-entropy of each pair's ancestor among itself and nodes drawn at random, by -distance."""
-    others = torch.cat([pairs[:, 1:], negatives], 1)
-    distances = manifold.dist(points[pairs[:, 0]][:, None], points[others])
-    return torch.nn.functional.cross_entropy(-distances, torch.zeros(len(pairs), dtype=torch.long))
+class RankingLoss:
+    r"""Cross-entropy of each ancestor of a batch's nodes among itself and the batch, by distance.
+
+    Of the batch, a node's ancestors take no part. With n for the other nodes, an ancestor a of u costs
+    :math:`\log(1 + e^{τ d(u,a)} \sum_n e^{-τ d(u,n)})`: the sum is shared by all ancestors of u, and all of
+    its distances come from one matrix product.
+
+    Parameters
+    ----------
+    taxonomy : Taxonomy
+    manifold : geoopt.Manifold, optional
+        Of the points; without it they are tangent vectors at the origin of the unit hyperboloid.
+    keep : Tensor, shape (E,), optional
+        Mask of the pairs that are to be near; the others are left out of the loss. All by default.
+    """
+
+    def __init__(
+        self, taxonomy: Taxonomy, manifold: geoopt.Manifold | None, keep: Tensor | None = None
+    ) -> None:
+        self.manifold = manifold
+        self.sizes = torch.bincount(taxonomy.pairs[:, 0], minlength=len(taxonomy.names))
+        self.starts = self.sizes.cumsum(0) - self.sizes
+        order = taxonomy.pairs[:, 0].argsort(stable=True)
+        self.ancestors = taxonomy.pairs[order, 1]
+        self.keep = torch.ones(len(order), dtype=torch.bool) if keep is None else keep[order]
+
+    def __call__(self, points: Tensor, nodes: Tensor) -> Tensor:
+        """The mean over the kept pairs of ``nodes``, which are all different, (B,)."""
+        sizes = self.sizes[nodes]
+        row = torch.repeat_interleave(sizes)
+        place = (self.starts[nodes] - (sizes.cumsum(0) - sizes))[row] + torch.arange(len(row))
+        ancestors = self.ancestors[place]
+        column = torch.full((len(self.sizes),), -1)
+        column[nodes] = torch.arange(len(nodes))
+        drawn = column[ancestors]
+        inside = drawn >= 0
+        keep = self.keep[place]
+        row, ancestors, inside_row = row[keep], ancestors[keep], row[inside]
+        above, index = ancestors.unique(return_inverse=True)
+        found = ambient(self.manifold, F.embedding(torch.cat([nodes, above]), points))
+        found, tops = found.split([len(nodes), len(above)])
+        others = Closeness.apply(found, inside_row, drawn[inside])
+        cosh = (F.embedding(row, found) * F.embedding(index, mirrored(tops))).sum(1)
+        distance = cosh.clamp_min(1 + torch.finfo(cosh.dtype).eps).acosh()
+        return F.softplus(LOGIT_SCALE * distance + others.log()[row]).mean()
 
 
-class Negatives:
-    """Draws nodes that are no ancestors of a pair's node."""
+class Closeness(torch.autograd.Function):
+    r"""Sums of :math:`e^{-τ d} = (z + \sqrt{z^2-1})^{-τ}`, z = cosh d, over all other points but some.
 
-    def __init__(self, taxonomy: Taxonomy, generator: torch.Generator) -> None:
-        count = len(taxonomy.names)
-        self.count, self.generator = count, generator
-        self.keys = (taxonomy.pairs[:, 0] * count + taxonomy.pairs[:, 1]).sort().values
+    The matrix of them is made, and kept for the gradient, without a logarithm or an exponential.
+    """
 
-    def draw(self, nodes: Tensor) -> Tensor:
-        """(N, NEGATIVES) nodes for N nodes."""
-        drawn = torch.randint(self.count, (len(nodes), NEGATIVES), generator=self.generator)
-        keys = nodes[:, None] * self.count + drawn
-        found = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
-        bad = (self.keys[found] == keys) | (drawn == nodes[:, None])
-        # An ancestor drawn by chance is replaced by the node's neighbour in the list of nodes.
-        return torch.where(bad, (nodes[:, None] + 1) % self.count, drawn)
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """(B,) sums for (B, D+1) ambient points, without the pairs at ``row`` and ``column``."""
+        across = mirrored(points)
+        z = (points @ across.T).clamp_min_(1)
+        sinh = z.square().sub_(1).clamp_min_(NEAREST**2).sqrt_()
+        weights = z.add_(sinh).reciprocal_().square_().square_()  # to the power LOGIT_SCALE
+        weights[row, column] = 0
+        weights.fill_diagonal_(0)
+        # Beyond a distance of 17 from all others the logarithm's gradient would leave float32.
+        total = weights.sum(1).clamp_min_(1e-30)
+        ctx.save_for_backward(across, weights.div_(sinh))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """The gradient by the points, on either side of their distances."""
+        across, slopes = ctx.saved_tensors
+        scaled = -LOGIT_SCALE * gradient[:, None]
+        return scaled * (slopes @ across) + slopes.T @ (scaled * across), None, None
+
+
+def ambient(manifold: geoopt.Manifold | None, points: Tensor) -> Tensor:
+    """Points of the unit hyperboloid, time first; without a manifold, of tangent vectors at the origin."""
+    if manifold is None:
+        space = ru.geometry.expmap0(points, 1.0)
+    elif isinstance(manifold, geoopt.Lorentz):
+        space = points[:, 1:]
+    else:
+        space = ru.geometry.from_poincare(points, 1.0)
+    return ru.geometry.to_ambient(space, 1.0)
+
+
+def mirrored(points: Tensor) -> Tensor:
+    """Ambient points of which the plain products are cosh d = -<p, q>."""
+    return torch.cat([points[:, :1], -points[:, 1:]], 1)
 
 
 def embed(
@@ -161,46 +230,63 @@ def embed(
     manifold: geoopt.Manifold,
     dim: int,
     *,
+    parameters: str,
     epochs: int,
     batch: int,
     lr: float,
     seed: int,
     checkpoint: Path | None = None,
 ) -> geoopt.ManifoldParameter:
-    """Points of all nodes, trained with the ranking loss; goes on from ``checkpoint`` if that is a file."""
+    """Points of all nodes, trained with the ranking loss; goes on from ``checkpoint`` if that is a file.
+
+    ``parameters`` are the points ("manifold", by Riemannian gradient descent), or tangent vectors at the
+    origin that become points in the end ("tangent", by Adam).
+    """
     generator = torch.Generator().manual_seed(seed)
     count = len(taxonomy.names)
-    start = torch.randn(count, dim, generator=generator) * 1e-2
-    if isinstance(manifold, geoopt.Lorentz):
-        start = torch.nn.functional.pad(start, (1, 0))
+    vectors = torch.randn(count, dim, generator=generator) * 1e-2
+    table: Tensor
+    optimizer: ru.optim.RiemannianSGD | ru.optim.RiemannianAdam
+    if parameters == "manifold":
+        table = lifted(manifold, vectors)
+        optimizer = ru.optim.RiemannianSGD([table], lr=lr, max_step=1.0, retraction=False)
     else:
-        start = start.double()  # in float32, geoopt's ball ends at a radius of 6.2
-    points = geoopt.ManifoldParameter(manifold.expmap0(start).detach(), manifold)
-    optimizer = ru.optim.RiemannianSGD([points], lr=lr, max_step=1.0, retraction=False)
-    steps = epochs * -(-len(taxonomy.pairs) // batch)
+        table = torch.nn.Parameter(vectors)
+        optimizer = ru.optim.RiemannianAdam([table], lr=lr)
+    ranking = RankingLoss(taxonomy, manifold if parameters == "manifold" else None)
+    steps = epochs * -(-count // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, cycle_momentum=False)
-    negatives = Negatives(taxonomy, generator)
     done = 0
     if checkpoint is not None and checkpoint.is_file():
         saved = torch.load(checkpoint, weights_only=True)
-        points.data = saved["points"]
+        table.data = saved["table"]
+        optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
-        optimizer.param_groups[0]["lr"] = schedule.get_last_lr()[0]
         generator.set_state(saved["generator"])
         done = saved["epochs"]
     for epoch in tqdm(range(done, epochs), desc=f"embed {count} nodes", unit="epoch", disable=None):
-        for part in taxonomy.pairs[torch.randperm(len(taxonomy.pairs), generator=generator)].split(batch):
+        for nodes in torch.randperm(count, generator=generator).split(batch):
             optimizer.zero_grad()
-            ranking_loss(manifold, points, part, negatives.draw(part[:, 0])).backward()
+            ranking(table, nodes).backward()
             optimizer.step()
             schedule.step()
         if checkpoint is not None:
             buffer = io.BytesIO()
-            state = {"points": points.detach().as_subclass(Tensor), "schedule": schedule.state_dict()}
-            state |= {"generator": generator.get_state(), "epochs": epoch + 1}
-            torch.save(state, buffer)
+            state = {"table": table.detach().as_subclass(Tensor), "optimizer": optimizer.state_dict()}
+            state |= {"schedule": schedule.state_dict(), "generator": generator.get_state()}
+            torch.save(state | {"epochs": epoch + 1}, buffer)
             atomic_write(checkpoint, buffer.getvalue())
-    return points
+    return table if isinstance(table, geoopt.ManifoldParameter) else lifted(manifold, table.detach())
+
+
+def lifted(manifold: geoopt.Manifold, vectors: Tensor) -> geoopt.ManifoldParameter:
+    """Points at the length of tangent vectors from the origin, in their directions."""
+    if isinstance(manifold, geoopt.Lorentz):
+        start = manifold.expmap0(F.pad(vectors, (1, 0)))
+    else:
+        # The ball's metric is 2 at its centre. In float32, geoopt's ball ends at a radius of 6.2.
+        start = manifold.expmap0(vectors.double() / 2)
+    return geoopt.ManifoldParameter(start.detach(), manifold)
 
 
 def unlearn(
@@ -209,29 +295,28 @@ def unlearn(
     forget: Tensor,
     *,
     steps: int,
-    batch: int,
     lr: float,
     seed: int,
 ) -> None:
     """Unlearn the pairs of the mask ``forget``, in place: the twenty lines of a user's own loop."""
-    manifold = points.manifold
+    manifold, count = points.manifold, len(points)
     generator = torch.Generator().manual_seed(seed)
-    negatives = Negatives(taxonomy, generator)
     calibration = ru.losses.HyperbolicAlignmentCalibration(
-        alpha=0, beta=1, gamma=0, omega=0, eta=0, entailment_weight=0, manifold=manifold
+        alpha=0, gamma=0, omega=0, eta=0, entailment_weight=0, manifold=manifold
     )
-    optimizer = ru.optim.RiemannianAdam([points], lr=lr)
-    surgery = ru.optim.GradientSurgery(optimizer)
-    gone, kept = taxonomy.pairs[forget], taxonomy.pairs[~forget]
+    ranking = RankingLoss(taxonomy, manifold, keep=~forget)
+    surgery = ru.optim.GradientSurgery(ru.optim.RiemannianAdam([points], lr=lr))
+    lost, all_lost = taxonomy.pairs[forget], torch.ones(64, dtype=torch.bool)
     for _ in tqdm(range(steps), desc="unlearn", unit="step", disable=None):
-        lost = gone[torch.randint(len(gone), (batch,), generator=generator)]
-        held = kept[torch.randint(len(kept), (4 * batch,), generator=generator)]
-        both = torch.cat([lost, held[:batch]])
-        mask = torch.arange(2 * batch) < batch
-        terms = calibration(points[both[:, 0]], points[both[:, 1]], mask, logit_scale=1.0, output_dict=True)
-        surgery.step(
-            terms["positive_alignment_loss"], ranking_loss(manifold, points, held, negatives.draw(held[:, 0]))
+        child, ancestor = lost[torch.randint(len(lost), (64,), generator=generator)].unbind(1)
+        anyone = torch.randint(count, (64,), generator=generator)
+        near, chance = (
+            calibration(points[child], points[other], all_lost, logit_scale=1.0)
+            for other in (ancestor, anyone)
         )
+        held = ranking(points, torch.randperm(count, generator=generator)[:4096])
+        # As far as any node is, no further: of random pairs nothing is learned but their distance.
+        surgery.step(forget=(near - chance.detach()).abs(), retain=held)
 
 
 def distances(points: geoopt.ManifoldParameter) -> Callable[[Tensor], Tensor]:
@@ -239,15 +324,9 @@ def distances(points: geoopt.ManifoldParameter) -> Callable[[Tensor], Tensor]:
 
     In float64, one product tells apart what is 1e-3 from each other at a radius of 12.
     """
-    found = points.detach().as_subclass(Tensor).double()
-    if isinstance(points.manifold, geoopt.Lorentz):
-        space = found[:, 1:]
-    else:
-        space = ru.geometry.from_poincare(found, 1.0)
-    ambient = ru.geometry.to_ambient(space, 1.0)
-    mirrored = ambient.clone()
-    mirrored[:, 1:] *= -1
-    return lambda nodes: ambient[nodes] @ mirrored.T
+    found = ambient(points.manifold, points.detach().as_subclass(Tensor).double())
+    across = mirrored(found).T
+    return lambda nodes: found[nodes] @ across
 
 
 def report(taxonomy: Taxonomy, distances: Callable[[Tensor], Tensor], forget: Tensor) -> dict[str, float]:
@@ -268,9 +347,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dim", type=int, default=5)
     parser.add_argument("--root", default="mammal.n.01")
     parser.add_argument("--forget", default="canine.n.02")
-    parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=20.0, help="of gradient descent (default: 20)")
+    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument(
+        "--parameters",
+        choices=("manifold", "tangent"),
+        default="manifold",
+        help="points on the manifold, stepped by RiemannianSGD, or tangent vectors at its origin, by Adam",
+    )
+    parser.add_argument("--batch", type=int, default=600, help="nodes of a step (default: 600)")
+    parser.add_argument("--lr", type=float, help="default: 30 on the manifold, 0.05 of tangent vectors")
     parser.add_argument("--unlearn-steps", type=int, default=300, help="0: embed only (default: 300)")
     parser.add_argument("--unlearn-lr", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
@@ -286,14 +371,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inside = taxonomy.below(options.forget)
     forget = inside[taxonomy.pairs].all(1)
     count = len(taxonomy.names)
+    lr = options.lr or {"manifold": 30.0, "tangent": 0.05}[options.parameters]
     started = time.perf_counter()
     points = embed(
         taxonomy,
         manifold,
         options.dim,
+        parameters=options.parameters,
         epochs=options.epochs,
         batch=options.batch,
-        lr=options.lr,
+        lr=lr,
         seed=options.seed,
         checkpoint=options.checkpoint,
     )
@@ -306,7 +393,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "pairs": len(taxonomy.pairs),
         "epochs": options.epochs,
         "batch": options.batch,
-        "lr": options.lr,
+        "parameters": options.parameters,
+        "lr": lr,
         "seed": options.seed,
         "embed_seconds": round(embedded - started, 1),
         "before": report(taxonomy, distances(points), forget),
@@ -319,7 +407,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             points,
             forget,
             steps=options.unlearn_steps,
-            batch=64,
             lr=options.unlearn_lr,
             seed=options.seed,
         )

@@ -125,31 +125,24 @@ class RiemannianAdam(RiemannianOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
-            raise ValueError(f"betas must be two numbers in [0, 1), got {betas}")
-        if not eps >= 0:
-            raise ValueError(f"eps must not be negative, got {eps}")
-        options = {
+        defaults = {
+            "lr": lr,
             "betas": betas,
             "eps": eps,
+            "weight_decay": weight_decay,
             "amsgrad": amsgrad,
+            "stabilize": stabilize,
+            "retraction": retraction,
+            "max_step": max_step,
+            "lazy": lazy,
+            "foreach": foreach,
+            "maximize": maximize,
             "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
             "decoupled_weight_decay": self._decoupled,
         }
-        super().__init__(
-            params,
-            options,
-            lr=lr,
-            weight_decay=weight_decay,
-            stabilize=stabilize,
-            retraction=retraction,
-            max_step=max_step,
-            lazy=lazy,
-            foreach=foreach,
-            maximize=maximize,
-            differentiable=differentiable,
-            fused=fused,
-        )
+        super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a state of ours, of geoopt's or of torch's Adam."""

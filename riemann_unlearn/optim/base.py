@@ -27,54 +27,13 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     Parameters
     ----------
     params : iterable of Tensor or of dict
-    options : dict
-        Defaults of the groups that the subclass adds to the shared ones.
+    defaults : dict
+        Every option of a group, and its default. Options are checked group by group.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        options: dict[str, Any],
-        *,
-        lr: Scalar,
-        weight_decay: float,
-        stabilize: int | None,
-        retraction: bool,
-        max_step: float | None,
-        lazy: bool,
-        foreach: bool | None,
-        maximize: bool,
-        differentiable: bool,
-        fused: bool | None,
-    ) -> None:
-        name = type(self).__name__
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ValueError(f"lr must be one number, got a tensor of shape {tuple(lr.shape)}")
-        for option, value in (("lr", lr), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"{option} must not be negative, got {value}")
-        if max_step is not None and not max_step > 0:
-            raise ValueError(f"max_step must be positive, got {max_step}")
-        if stabilize is not None and not stabilize >= 1:
-            raise ValueError(f"stabilize must be at least 1, got {stabilize}")
-        if differentiable:
-            raise RuntimeError(f"{name} steps in place and cannot be differentiated through")
-        if foreach and fused:
-            raise RuntimeError("foreach and fused cannot both be True")
-        shared = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "stabilize": stabilize,
-            "retraction": retraction,
-            "max_step": max_step,
-            "lazy": lazy,
-            "foreach": foreach,
-            "maximize": maximize,
-            "differentiable": False,
-            "fused": fused,
-        }
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._stacks: dict[tuple[str, int], tuple[Tensor, list[Tensor]]] = {}
-        super().__init__(params, {**options, **shared})
+        super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as in torch."""
@@ -92,6 +51,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         """Fill in and check what a new or loaded group leaves open."""
         for option, value in self.defaults.items():
             group.setdefault(option, value)
+        self._check(group)
         flat = [p for p in group["params"] if manifold_of(p) is None]
         if group["fused"] is None:
             group["fused"] = (
@@ -107,6 +67,28 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                         f"{manifold} has no origin for decoupled weight decay to lead to; "
                         "put its parameters into a group with weight_decay=0"
                     )
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Refuse options out of range, whether they are the constructor's, a group's own or loaded."""
+        name, lr = type(self).__name__, group["lr"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(f"lr must be one number, got a tensor of shape {tuple(lr.shape)}")
+        for option in ("lr", "weight_decay", "eps", "momentum"):
+            if option in group and not group[option] >= 0:
+                raise ValueError(f"{option} must not be negative, got {group[option]}")
+        betas = group.get("betas", (0.0, 0.0))
+        if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {betas}")
+        if group["max_step"] is not None and not group["max_step"] > 0:
+            raise ValueError(f"max_step must be positive, got {group['max_step']}")
+        if group["stabilize"] is not None and not group["stabilize"] >= 1:
+            raise ValueError(f"stabilize must be at least 1, got {group['stabilize']}")
+        if group.get("nesterov") and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise ValueError("nesterov needs a momentum and no dampening")
+        if group["differentiable"]:
+            raise RuntimeError(f"{name} steps in place and cannot be differentiated through")
+        if group["foreach"] and group["fused"]:
+            raise RuntimeError("foreach and fused cannot both be True")
 
     def _decays(self, group: dict[str, Any]) -> bool:
         return bool(group.get("decoupled_weight_decay")) and group["weight_decay"] != 0

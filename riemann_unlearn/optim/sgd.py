@@ -88,25 +88,23 @@ class RiemannianSGD(RiemannianOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        if not momentum >= 0:
-            raise ValueError(f"momentum must not be negative, got {momentum}")
-        if nesterov and (momentum <= 0 or dampening != 0):
-            raise ValueError("nesterov needs a momentum and no dampening")
-        options = {"momentum": momentum, "dampening": dampening, "nesterov": nesterov, "step": 0}
-        super().__init__(
-            params,
-            options,
-            lr=lr,
-            weight_decay=weight_decay,
-            stabilize=stabilize,
-            retraction=retraction,
-            max_step=max_step,
-            lazy=lazy,
-            foreach=foreach,
-            maximize=maximize,
-            differentiable=differentiable,
-            fused=fused,
-        )
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "stabilize": stabilize,
+            "retraction": retraction,
+            "max_step": max_step,
+            "lazy": lazy,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+            "fused": fused,
+            "step": 0,
+        }
+        super().__init__(params, defaults)
 
     def _step_euclidean(self, group: dict[str, Any], params: list[Tensor]) -> None:
         gradients = [cast(Tensor, p.grad) for p in params]

@@ -336,6 +336,40 @@ class TestOptions:
         with pytest.raises(ValueError, match="momentum"):
             RiemannianSGD([torch.nn.Parameter(torch.ones(2))], **options)
 
+    @pytest.mark.parametrize("kind", [RiemannianAdam, RiemannianSGD])
+    @pytest.mark.parametrize(
+        ("options", "error"),
+        [
+            ({"lr": -1.0}, ValueError),
+            ({"max_step": 0.0}, ValueError),
+            ({"differentiable": True}, RuntimeError),
+        ],
+    )
+    def test_a_groups_own_options_are_checked_too(self, kind: Any, options: Any, error: Any) -> None:
+        p = torch.nn.Parameter(torch.ones(2))
+        with pytest.raises(error):
+            kind([{"params": [p], **options}], lr=0.1)
+        optimizer = kind([p], lr=0.1)
+        state = optimizer.state_dict()
+        state["param_groups"][0].update(options)
+        with pytest.raises(error):
+            optimizer.load_state_dict(state)
+
+    @pytest.mark.parametrize("kind", [RiemannianAdam, RiemannianSGD])
+    def test_groups_step_by_their_own_options(self, kind: Any) -> None:
+        manifold = ru.Lorentz(k=torch.tensor(1.0, **DOUBLE))
+        (ours, our_loss), (theirs, their_loss) = twins(lambda: lorentz_problem(manifold))
+        own = {"lr": 1e-3, "weight_decay": 0.1, "max_step": 1e-3, "maximize": True}
+        run(kind([{"params": ours[:1]}, {"params": ours[1:], **own}], lr=0.01), our_loss, 3)
+        apart = kind(theirs[:1], lr=0.01), kind(theirs[1:], **own)
+        for _ in range(3):
+            for optimizer in apart:
+                optimizer.zero_grad()
+            their_loss().backward()
+            for optimizer in apart:
+                optimizer.step()
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
     def test_lazy_needs_one_space_for_all_points(self) -> None:
         manifold = geoopt.PoincareBall(c=torch.tensor([[1.0], [2.0]]))
         p = geoopt.ManifoldParameter(torch.full((2, 2), 0.1), manifold)
