@@ -129,7 +129,7 @@ def centroid(x: Tensor, c: Curvature, weights: Tensor | None = None) -> Tensor:
 
 def _share(t: Tensor, d: Tensor) -> Tensor:
     """sinh(t·d)/sinh(d), t for d = 0."""
-    some = d > 0
+    some = d != 0  # NaN too, which then is seen
     d = torch.where(some, d, 1.0)
     share = torch.exp((t - 1) * d) * (torch.expm1(-2 * t * d) / torch.expm1(-2 * d))
     return torch.where(some, share, t)

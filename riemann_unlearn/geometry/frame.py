@@ -50,8 +50,9 @@ class Frame(NamedTuple):
     """That of the numbers in the vectors, which may be held in a wider one."""
 
     def wide(self) -> tuple[Tensor, ...]:
-        """The vectors in the working dtype."""
-        return tuple(working(v) for v in self.vectors)
+        """The vectors in the working dtype, with NaN for what is infinite: that is in no space."""
+        wide = (working(v) for v in self.vectors)
+        return tuple(torch.where(v.isinf(), torch.nan, v) for v in wide)
 
     def back(self, value: Tensor) -> Tensor:
         """Lengths of this frame, shape (...), in the unit of the data."""

@@ -125,7 +125,7 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
             square = (size - time) * (size + time)
         else:
             square = self._product(u, v, v, dim)
-        some = square > 0
+        some = ~(square <= 0)  # NaN too, which then is seen
         root = torch.where(some, torch.sqrt(torch.where(some, square, 1.0)), 0.0)
         return _reduced(within(root, result_dtype(u)), keepdim, dim)
 

@@ -67,6 +67,6 @@ def _polar(x: Tensor, root: Tensor, radius: Callable[[Tensor], Tensor]) -> tuple
     """
     wide = working(x)
     norm = wide_length(wide)
-    norm = torch.where(norm > 0, norm, 1e-30)
+    norm = torch.where(norm == 0, 1e-30, norm)
     r = radius(root[..., None] * norm).clamp(max=torch.finfo(wide.dtype).max / 4)
     return r, wide / norm[..., None]

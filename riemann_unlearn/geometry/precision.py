@@ -72,7 +72,10 @@ def length(v: Tensor) -> Tensor:
 
 
 def wide_length(v: Tensor) -> Tensor:
-    """|v| along the last axis, in the working dtype; no square over- or underflows, |0| has gradient 0."""
+    """|v| along the last axis, in the working dtype; no square over- or underflows, |0| has gradient 0.
+
+    NaN for a row with a number that is not finite.
+    """
     unit = row_unit(v)
     if unit is None:
         return span(v)
@@ -197,7 +200,8 @@ def apply(function: Any, *arguments: Any) -> Any:
 
 
 def _length(v: Tensor) -> tuple[Tensor]:
-    return (torch.linalg.vector_norm(v.to(working_dtype(v)), dim=-1),)
+    n = torch.linalg.vector_norm(v.to(working_dtype(v)), dim=-1)
+    return (torch.where(n.isinf(), torch.nan, n),)
 
 
 class _Length(torch.autograd.Function):

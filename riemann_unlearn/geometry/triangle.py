@@ -63,7 +63,7 @@ def triangle(
 
 def side(t: Triangle) -> Tensor:
     """D, the side opposite the origin; 0 with gradient 0 where the corners coincide."""
-    direct = t.r1 + t.r2 <= _direct_limit(t.r1.dtype)
+    direct = ~(t.r1 + t.r2 > _direct_limit(t.r1.dtype))  # with what is NaN, which then is seen
     radial = torch.sinh(torch.where(direct, t.gap, 0.0) / 2)
     turned = direct & (t.half_sine > 0)
     turn = _sqrt_sinh(t.r1, turned) * _sqrt_sinh(t.r2, turned) * torch.where(turned, t.half_sine, 0.0)

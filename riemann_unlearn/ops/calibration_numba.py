@@ -120,7 +120,7 @@ def _exterior(n1: float, n2: float, angle: float, root: float) -> Any:
     r1, r2 = root * n1, root * n2
     e1, e2, s1, s2 = math.exp(-r1), math.exp(-r2), -math.expm1(-r1), -math.expm1(-r2)
     a1, a2, w = s1 * (1 + e1), s2 * (1 + e2), angle / 4
-    if not (n1 > 0 and (s1 - s2) * (s1 - s2) + a1 * a2 * w > 0):
+    if n1 == 0 or (s1 - s2) * (s1 - s2) + a1 * a2 * w <= 0:
         return 0.0, 0.0, 1.0
     across = e1 * a2 * math.sqrt(max(angle * (4 - angle), 0.0)) / 2
     along = (s2 - s1) * (e1 + e2) - a2 * (2 - a1) * w

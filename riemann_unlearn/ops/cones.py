@@ -208,7 +208,7 @@ def pair_steps(
 def _exterior(left: Side, right: Side, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sine and cosine of the exterior angle, times 2 e^-(r1+r2) sinh D, and where they mean something."""
     _, s = matched_distances(left, right, 0, angle)
-    usable = (s > 0) & (left.norm > 0)
+    usable = ~((s <= 0) | (left.norm == 0))  # NaN is, and seen
     sine = torch.sqrt((angle * (4 - angle)).clamp(min=0)) / 2
     across = left.decay * right.shrunk2 * sine
     along = (right.shrunk - left.shrunk) * (left.decay + right.decay)

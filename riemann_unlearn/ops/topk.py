@@ -63,7 +63,8 @@ def topk(queries: Tensor, bank: Tensor, k: int, c: Curvature | None = None) -> T
     Raises
     ------
     ValueError
-        For shapes that do not fit, ``k`` that is not within 1 and M, or a ``c`` that is not positive.
+        For shapes that do not fit, numbers that are not finite, ``k`` that is not within 1 and M, or a
+        ``c`` that is not positive.
 
     Examples
     --------
@@ -86,6 +87,11 @@ def topk(queries: Tensor, bank: Tensor, k: int, c: Curvature | None = None) -> T
     schema="(Tensor queries, Tensor bank, int k, Tensor c, bool hyperbolic) -> (Tensor, Tensor)",
 )
 def _topk(queries: Tensor, bank: Tensor, k: int, c: Tensor, hyperbolic: bool) -> tuple[Tensor, Tensor]:
+    for name, rows in (("queries", queries), ("bank", bank)):
+        if not all(bool(block.isfinite().all()) for block in rows.split(BLOCK)):
+            raise ValueError(
+                f"{name} must be finite, and hold NaN or Inf, which is near nothing; remove those rows first"
+            )
     root = c.double().sqrt()
     similarity = queries.new_empty(len(queries), k)
     index = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)

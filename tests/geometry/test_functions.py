@@ -116,6 +116,28 @@ def test_functions_map(function: Callable[..., Tensor], arity: int) -> None:
 
 @every
 @pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_seen(
+    function: Callable[..., Tensor], arity: int, dtype: torch.dtype, bad: float
+) -> None:
+    """No distance to a broken embedding is 0, and no other row is touched."""
+    for place in range(arity):
+        arguments = [x.abs() for x in inputs(arity, dtype, rows=5)]
+        clean = function(*arguments, 0.7)
+        arguments[place][1, 2] = bad
+        found = function(*arguments, 0.7)
+        if found.shape == (5, 5):
+            assert found.select(place, 1).isnan().all()
+            assert found.isnan().sum() == 5 or dtype == F64  # which takes one unit for all rows
+        elif found.shape[0] == 5:
+            assert not found[1].isfinite().all()
+            assert torch.equal(found[[0, 2, 3, 4]], clean[[0, 2, 3, 4]])
+        else:  # one result of all rows
+            assert not found.isfinite().all()
+
+
+@every
+@pytest.mark.parametrize("dtype", [F32, F64])
 def test_functions_compile_whole(function: Callable[..., Tensor], arity: int, dtype: torch.dtype) -> None:
     torch._dynamo.reset()
     arguments = [x.requires_grad_() for x in (*inputs(arity, dtype), torch.tensor(0.7, dtype=dtype))]

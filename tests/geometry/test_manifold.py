@@ -154,6 +154,11 @@ def test_random_points_honour_their_spread() -> None:
     assert manifold.check_point_on_manifold(manifold.origin(2, 3))
 
 
+def test_the_norm_of_what_is_no_vector_is_no_number() -> None:
+    u = torch.tensor([[0.0, 1.0, torch.nan], [0.0, torch.inf, 1.0], [0.0, 3.0, 4.0]])
+    assert Lorentz().norm(u).isnan().tolist() == [True, True, False]
+
+
 def test_the_norm_of_nothing_is_nothing() -> None:
     u = torch.zeros(3, requires_grad=True)
     size = Lorentz(1.0).norm(u)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import riemann_unlearn.ops.cones  # noqa: F401
-from riemann_unlearn.ops import Cones, cones
+from riemann_unlearn.ops import Cones, calibration, cones
 from tests.ops.test_contrastive import B, D, batch, directions, error, gradients, leaves
 
 module = sys.modules["riemann_unlearn.ops.cones"]  # the package's name for it is the function
@@ -76,6 +76,17 @@ def test_where_there_are_no_kernels_the_reference_serves(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "backend", lambda device: "reference")
     for mine, theirs in zip(cones(text, image, 0.7), want, strict=True):
         assert torch.allclose(mine, theirs)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_seen(bad: float) -> None:
+    text, image = directions(4, 1), directions(4, 2)
+    for broken in (text, image):
+        kept = broken[1, 2].item()
+        broken[1, 2] = bad
+        assert cones(text, image, 1.0).outside.isnan().tolist() == [False, True, False, False]
+        assert calibration(image, text, 1.0, 1.0, torch.zeros(4, dtype=torch.bool))[4].isnan()
+        broken[1, 2] = kept
 
 
 def test_bad_arguments_are_refused() -> None:

@@ -69,5 +69,10 @@ def test_bad_arguments_are_refused() -> None:
         topk(x, x[:, 1:], 1)
     with pytest.raises(ValueError, match="k must be from 1 to the bank's 3 rows, got 4"):
         topk(x, x, 4)
+    broken = torch.full((3, D), torch.nan)
+    with pytest.raises(ValueError, match="bank must be finite, and hold"):
+        topk(torch.ones(3, D), broken, 1, 1.0)
+    with pytest.raises(ValueError, match="queries must be finite, and hold"):
+        topk(broken, torch.ones(3, D), 1)
     with pytest.raises(ValueError, match="c must be positive"):
         topk(x, x, 1, 0.0)
