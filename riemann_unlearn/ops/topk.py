@@ -87,8 +87,8 @@ def topk(queries: Tensor, bank: Tensor, k: int, c: Curvature | None = None) -> T
     schema="(Tensor queries, Tensor bank, int k, Tensor c, bool hyperbolic) -> (Tensor, Tensor)",
 )
 def _topk(queries: Tensor, bank: Tensor, k: int, c: Tensor, hyperbolic: bool) -> tuple[Tensor, Tensor]:
-    for name, rows in (("queries", queries), ("bank", bank)):
-        if not all(bool(block.isfinite().all()) for block in rows.split(BLOCK)):
+    for name, features in (("queries", queries), ("bank", bank)):
+        if not all(bool(block.isfinite().all()) for block in torch.split(features, BLOCK)):
             raise ValueError(
                 f"{name} must be finite, and hold NaN or Inf, which is near nothing; remove those rows first"
             )
