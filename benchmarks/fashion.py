@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 import riemann_unlearn as ru
+from benchmarks._rows import append, line, read
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.evaluation.encoded import encode
 from riemann_unlearn.evaluation.membership import membership
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="print the tables of what is there, run nothing")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="recovery against cost, as .png or .svg")
     options = parser.parse_args(arguments)
-    rows = _read(options.output)
+    rows = read(options.output)
     if not options.table:
         settings = {name: json.loads(value) for name, _, value in (s.partition("=") for s in options.set)}
         done = {_key(row) for row in rows}
@@ -101,17 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for asked in _asked(options, settings):
             if _key(asked) not in done:
                 rows.append(_run(asked, data, options.cache))
-                options.output.parent.mkdir(parents=True, exist_ok=True)
-                with options.output.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+                append(options.output, rows[-1])
     print(tables(rows))
     if options.plot:
         plot(rows, options.plot)
     return 0
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
 
 
 def _asked(options: argparse.Namespace, settings: dict[str, float]) -> list[dict[str, Any]]:
@@ -232,12 +227,12 @@ def tables(rows: list[dict[str, Any]]) -> str:
     for count in sorted({len(row["forget"]) for row in rows}):
         chosen = [row for row in rows if len(row["forget"]) == count]
         lines = [f"**Forgotten: {', '.join(CLASSES[:count])}**\n"]
-        lines.append(_line(["model", "method", "seeds", *(column.name for column in COLUMNS)]))
-        lines.append(_line(["---"] * (3 + len(COLUMNS))))
+        lines.append(line(["model", "method", "seeds", *(column.name for column in COLUMNS)]))
+        lines.append(line(["---"] * (3 + len(COLUMNS))))
         for (model, name), runs in _groups(chosen).items():
             oracles = _oracles(chosen, runs)
             cells = [_cell(column, runs, oracles) for column in COLUMNS]
-            lines.append(_line([model, name, str(len(runs)), *cells]))
+            lines.append(line([model, name, str(len(runs)), *cells]))
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -265,10 +260,6 @@ def _cell(column: Column, runs: list[dict[str, Any]], oracles: list[dict[str, An
     judged = runs[0]["method"] not in REFERENCES
     missed = judged and not column.holds(mean, statistics.mean(100 * column.value(run) for run in oracles))
     return f"{mean:.1f}{spread}{' ✗' if missed else ''}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

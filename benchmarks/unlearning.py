@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -19,6 +18,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks._rows import append, line, read
 
 CONCEPTS = (
     "food-fruit",
@@ -54,24 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not all(1 <= count <= len(CONCEPTS) for count in options.concepts):
         parser.error(f"--concepts must be from 1 to {len(CONCEPTS)}")
-    rows = _read(options.output)
+    rows = read(options.output)
     done = {_key(row) for row in rows}
     asked = () if options.table else itertools.product(options.concepts, options.seeds, options.methods)
     for count, seed, method in asked:
         model = options.model or ("clip-emoji" if method in EUCLIDEAN else "meru-emoji")
         if (method, model, CONCEPTS[:count], seed) not in done:
             rows.append(_run(method, model, CONCEPTS[:count], seed))
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            with options.output.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+            append(options.output, rows[-1])
     print(tables(rows))
     if options.plot:
         plot(rows, options.plot)
     return 0
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -130,11 +125,11 @@ def tables(rows: list[dict[str, Any]]) -> str:
 
 
 def _table(title: str, columns: dict[str, Callable[[str], Value]], rows: list[dict[str, Any]]) -> str:
-    lines = [f"**{title}**\n", _line(("concepts", "method", "model", "seeds", *columns))]
-    lines.append(_line(["---"] * (4 + len(columns))))
+    lines = [f"**{title}**\n", line(("concepts", "method", "model", "seeds", *columns))]
+    lines.append(line(["---"] * (4 + len(columns))))
     for (count, method, model), runs in _groups(rows).items():
         cells = [_cell(runs, of("before"), of("after")) for of in columns.values()]
-        lines.append(_line([str(count), method, model, str(len(runs)), *cells]))
+        lines.append(line([str(count), method, model, str(len(runs)), *cells]))
     return "\n".join(lines)
 
 
@@ -149,10 +144,6 @@ def _cell(runs: list[dict[str, Any]], before: Value, after: Value) -> str:
     values = [100 * after(run) for run in runs]
     spread = "" if max(values) - min(values) < 0.05 else f" ({min(values):.1f}–{max(values):.1f})"
     return f"{100 * before(runs[0]):.1f} → {statistics.mean(values):.1f}{spread}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -10,18 +10,14 @@ from torch import Tensor
 
 from riemann_unlearn.geometry.precision import Curvature
 from riemann_unlearn.ops import Cones, Contrastive
+from riemann_unlearn.ops.calibration import mean_over
 
 
 def contrastive(found: Contrastive, logit_scale: Curvature) -> Tensor:
     """L_con."""
-    return _mean((found.rows + found.columns) / 2 - logit_scale * found.matched)
+    return mean_over((found.rows + found.columns) / 2 - logit_scale * found.matched, None)
 
 
 def entailment(found: Cones) -> Tensor:
     """L_ent."""
-    return _mean(found.outside.clamp(min=0))
-
-
-def _mean(values: Tensor) -> Tensor:
-    """The mean, 0 of an empty batch."""
-    return values.mean() if values.numel() else values.sum()
+    return mean_over(found.outside.clamp(min=0), None)
