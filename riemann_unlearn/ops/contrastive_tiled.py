@@ -74,15 +74,16 @@ def forward(p: Problem) -> Statistics:
     rows = _Running(w.left.sort(own), common)
     plan = own.new_zeros(most_tiles(len(p.x), len(p.y)))
 
-    def task(share: list[int]) -> tuple[_Running, float]:
-        found = _Forward(w, rows, _Running(own_columns, common, begun=0 in share), common)
+    def task(share: list[list[int]]) -> tuple[_Running, float]:
+        first = any(0 in strip for strip in share)
+        found = _Forward(w, rows, _Running(own_columns, common, begun=first), common)
         total = 0.0
-        for band in share:
+        for strip in share:
             for block in range(len(w.blocks)):
-                tile = w.tile(band, block)
-                reference, more = found.add(tile)
-                plan[tile.number] = reference
-                total += more
+                tiles = w.tiles(strip, block)
+                for tile, (reference, more) in zip(tiles, found.add(tiles), strict=True):
+                    plan[tile.number] = reference
+                    total += more
         return found.columns, total
 
     results = workers.run([partial(task, share) for share in w.shares()])
@@ -127,14 +128,14 @@ def backward(
     )
     pull, plan = float(of_negative / found.pairs.clamp(min=1)), found.plan.tolist()
 
-    def task(share: list[int]) -> _Backward:
+    def task(share: list[list[int]]) -> _Backward:
         work = _Backward(w, *sums, pull)
-        for band in share:
-            left = _Sums(w, w.left, w.bands[band])
+        for strip in share:
+            left = _Sums(w, w.left, w.rows(strip))
             for block in range(len(w.blocks)):
-                tile = w.tile(band, block)
-                work.add(tile, plan[tile.number], left)
-            work.of_left = work.of_left + left.finish(of_x, w.bands[band])
+                tiles = w.tiles(strip, block)
+                work.add(tiles, [plan[tile.number] for tile in tiles], left)
+            work.of_left = work.of_left + left.finish(of_x, w.rows(strip))
         return work
 
     parts = workers.run([partial(task, share) for share in w.shares()])
@@ -169,23 +170,28 @@ class _Tiles:
         self._near: dict[int, Tensor] = {}
         self._tiny = layout.p.hyperbolic and layout.longest < TINY
 
-    def product(self, tile: Tile) -> Tensor:
+    def product(self, rows: slice, columns: slice) -> Tensor:
         """The fast product."""
-        a = self.w.left.operand(tile.rows, careful=False)
-        b = self.w.right.operand(tile.columns, careful=False)
-        return torch.mm(a, b.mT, out=self.buffer(0, tile, a.dtype))
+        a = self.w.left.operand(rows, careful=False)
+        b = self.w.right.operand(columns, careful=False)
+        return torch.mm(a, b.mT, out=self.buffer(0, rows, columns, a.dtype))
 
-    def buffer(self, number: int, tile: Tile, dtype: torch.dtype) -> Tensor:
+    def products(self, tiles: list[Tile]) -> tuple[Tensor, list[Tensor]]:
+        """The fast products of a strip's tiles, made at once: whole, and each tile's part."""
+        whole = self.product(slice(tiles[0].rows.start, tiles[-1].rows.stop), tiles[0].columns)
+        return whole, list(torch.split(whole, [tile.rows.stop - tile.rows.start for tile in tiles]))
+
+    def buffer(self, number: int, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
         """Room for a tile: one of the buffers, or new where there is none of the dtype."""
-        shape = tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start
+        shape = rows.stop - rows.start, columns.stop - columns.start
         if number < len(self._buffers) and self._buffers[number].dtype == dtype:
             return self._buffers[number][: shape[0] * shape[1]].view(shape)
         return torch.empty(shape, dtype=dtype)
 
     def fast(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """D and sinh D of a tile, float32; NaN or small where the product is wrong."""
-        q = tile.hide(self.product(tile), _FAR)
-        sinh = torch.add(q, 2, out=self.buffer(1, tile, q.dtype)).mul_(q).sqrt_()
+        q = tile.hide(self.product(tile.rows, tile.columns), _FAR)
+        sinh = torch.add(q, 2, out=self.buffer(1, tile.rows, tile.columns, q.dtype)).mul_(q).sqrt_()
         q.add_(sinh)
         return (q.log1p_() if self._tiny else q.add_(1).log_()), sinh
 
@@ -201,7 +207,7 @@ class _Tiles:
 
     def cosines(self, tile: Tile) -> Tensor:
         """Minus the cosines of a tile."""
-        return tile.hide(self.product(tile), _FAR)
+        return tile.hide(self.product(tile.rows, tile.columns), _FAR)
 
     def fast_if_right(self, tile: Tile) -> Tensor | None:
         """D of a tile, or None where a pair is too near for its product."""
@@ -209,7 +215,7 @@ class _Tiles:
         if (v.amin(1) > self._nearest(tile.columns)[tile.rows]).all():
             return v
         # By each pair's own radii, which takes a pass more.
-        q = tile.hide(self.product(tile), _FAR)
+        q = tile.hide(self.product(tile.rows, tile.columns), _FAR)
         least = q.div_(self.w.sinh[1][tile.columns].to(q.dtype)).amin(1)
         return self.fast(tile)[0] if (least > NEAR * self.w.sinh[0][tile.rows]).all() else None
 
@@ -237,12 +243,19 @@ class _Forward(_Tiles):
         super().__init__(layout, buffers=2)
         self.rows, self.columns, self.common = rows, columns, common
 
-    def add(self, tile: Tile) -> tuple[float, float]:
-        """What the plan should say of the tile, and ΣV over its negatives."""
-        if self.w.compiled and not (self.w.p.hyperbolic and self.w.is_far(tile)):
-            reference, total = self._add_compiled(tile)
-            if not math.isnan(reference):
-                return reference, total
+    def add(self, tiles: list[Tile]) -> list[tuple[float, float]]:
+        """Add a strip's tiles; what the plan should say of each, and ΣV over its negatives."""
+        far = self.w.p.hyperbolic and any(map(self.w.is_far, tiles))
+        if not self.w.compiled or far:
+            return [self._add_by_torch(tile) for tile in tiles]
+        # All of them before the first by torch, which takes the buffer that their products are in.
+        found = [self._add_compiled(*part) for part in zip(tiles, self.products(tiles)[1], strict=True)]
+        return [
+            self._add_by_torch(tile) if math.isnan(reference) else (reference, total)
+            for tile, (reference, total) in zip(tiles, found, strict=True)
+        ]
+
+    def _add_by_torch(self, tile: Tile) -> tuple[float, float]:
         if not self.w.p.hyperbolic:
             return self._add(tile, self.cosines(tile), False)
         if not self.w.compiled and not self.w.is_far(tile):
@@ -251,11 +264,11 @@ class _Forward(_Tiles):
                 return self._add(tile, v, False)
         return self._add(tile, self.careful(tile)[0], True)
 
-    def _add_compiled(self, tile: Tile) -> tuple[float, float]:
+    def _add_compiled(self, tile: Tile, product: Tensor) -> tuple[float, float]:
         w, kernels = self.w, _kernels()
         i, j = tile.rows, tile.columns
         fate, reference, total = kernels.reduce_tile(
-            self.product(tile).numpy(), j.start, tile.places.numpy(), *w.near(tile),
+            product.numpy(), j.start, tile.places, *w.near(tile),
             self.rows.array[i], self.columns.array[j],
             w.slope, math.nan if self.common is None else self.common, SPREAD, tile.kind,
         )  # fmt: skip
@@ -306,27 +319,36 @@ class _Backward(_Tiles):
         self.of_root = 0.0
         """c times the gradient of √c, but for what goes through the operands."""
 
-    def add(self, tile: Tile, reference: float, left: _Sums) -> None:
-        """What a tile contributes; its row sums to ``left``."""
-        w, careful = self.w, math.isnan(reference)
-        h = self._compiled(tile, reference) if w.compiled and not careful else self._gradient(tile, reference)
+    def add(self, tiles: list[Tile], plan: list[float], left: _Sums) -> None:
+        """What a strip's tiles contribute; their row sums to ``left``."""
+        w, careful = self.w, any(map(math.isnan, plan))
+        if careful and len(tiles) > 1:
+            for tile, reference in zip(tiles, plan, strict=True):
+                self.add([tile], [reference], left)
+            return
+        rows, columns = slice(tiles[0].rows.start, tiles[-1].rows.stop), tiles[0].columns
+        if w.compiled and not careful:
+            h, parts = self.products(tiles)
+            for tile, part, reference in zip(tiles, parts, plan, strict=True):
+                self._differentiate_compiled(tile, part, reference)
+        else:
+            h = self._gradient(tiles[0], plan[0])
         factor = float(w.unit)
-        left.add(tile.rows, h, w.right.operand(tile.columns, careful), factor, careful)
-        self.right.add(tile.columns, h.mT, w.left.operand(tile.rows, careful), factor, careful)
+        left.add(rows, h, w.right.operand(columns, careful), factor, careful)
+        self.right.add(columns, h.mT, w.left.operand(rows, careful), factor, careful)
 
-    def _compiled(self, tile: Tile, reference: float) -> Tensor:
+    def _differentiate_compiled(self, tile: Tile, product: Tensor, reference: float) -> None:
+        """Put what :meth:`_gradient` gives in the product's place."""
         w, i, j = self.w, tile.rows, tile.columns
-        product = self.product(tile)
         of_scale, of_root = _kernels().differentiate_tile(
-            product.numpy(), j.start, tile.places.numpy(), self.rows[i].numpy(), self.columns[j].numpy(),
+            product.numpy(), j.start, tile.places, self.rows[i].numpy(), self.columns[j].numpy(),
             *w.polar_arrays(tile), w.slope, reference, float(w.p.scale), self.pull, tile.kind,
         )  # fmt: skip
         self.of_scale += of_scale
         self.of_root += of_root
-        return product
 
     def _gradient(self, tile: Tile, reference: float) -> Tensor:
-        """What :meth:`_compiled` gives, by torch, and for careful tiles: dL/dproduct over ``unit``."""
+        """dL/dproduct over ``unit``, by torch."""
         w, careful = self.w, math.isnan(reference)
         sinh = None
         if careful:
@@ -342,7 +364,7 @@ class _Backward(_Tiles):
         h.mul_(scale)
         of_root = scale * of_scale
         if tile.negatives:
-            more = tile.only_negatives(self.buffer(3, tile, h.dtype).fill_(self.pull))
+            more = tile.only_negatives(self.buffer(3, tile.rows, tile.columns, h.dtype).fill_(self.pull))
             h.add_(more)
             of_root = float(torch.dot(h.view(-1), v.view(-1)))
         if sinh is not None and not careful and w.is_small:
@@ -370,7 +392,7 @@ class _Backward(_Tiles):
             if len(weights) == 1:
                 h.mul_(weights[0])
             else:
-                h.mul_(torch.add(*weights, out=self.buffer(3, tile, v.dtype)))
+                h.mul_(torch.add(*weights, out=self.buffer(3, tile.rows, tile.columns, v.dtype)))
         else:
             parts = [
                 self.exponentials(2 + k, v, log).mul_(of.to(v.dtype)) for k, (log, of) in enumerate(sides)

@@ -105,8 +105,10 @@ class Side:
             return self
         side = copy.copy(self)
         side.order, side._careful, side._scales, side._tables = order, {}, {}, {}
-        for name in ("norm", "inverse", *(("r", "shrunk", "shrunk2", "decay") if self.hyperbolic else ())):
-            setattr(side, name, getattr(self, name)[order])
+        names = ("norm", "inverse", *(("r", "shrunk", "shrunk2", "decay") if self.hyperbolic else ()))
+        values = torch.stack([getattr(self, name) for name in names]).index_select(1, order)
+        for name, value in zip(names, values.unbind(), strict=True):
+            setattr(side, name, value)
         return side
 
     def sort(self, values: Tensor) -> Tensor:
