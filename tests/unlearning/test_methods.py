@@ -194,7 +194,11 @@ class TestTilt:
     def test_every_setting_weighs_its_own_term(self, model: DualEncoder, world: Dataset) -> None:
         task = problem(model, world)
         base = terms("tilt", task)
-        for setting, term in (("retain", "retain_loss"), ("target", "target_loss")):
+        for setting, term in (
+            ("retain", "retain_loss"),
+            ("target", "target_loss"),
+            ("mixing", "mixing_loss"),
+        ):
             off = terms("tilt", task, {setting: 0.0})
             assert off[term].item() == 0.0
             assert all(torch.equal(base[key], off[key]) for key in base if key != term)
@@ -226,6 +230,30 @@ class TestTilt:
             model.logit_scale.fill_(-30.0)
         assert terms("tilt", task, {"margin": 1.9})["odds_loss"] == 0
         assert terms("tilt", task, {"margin": 2.0})["odds_loss"] > 0
+
+    def test_forgotten_images_are_to_be_no_nearer_to_each_other_than_to_retained_ones(
+        self, model: DualEncoder, world: Dataset
+    ) -> None:
+        task = problem(model, world)
+        one = step(task)
+        forget = one.forget["name"]
+        assert 1 < forget.sum() < len(forget)
+        near = (model.logit_scale.exp() * model.similarity(one.image_features, one.image_features)).exp()
+        expected = torch.zeros(())
+        for i in forget.nonzero()[:, 0].tolist():
+            others = forget.clone()
+            others[i] = False
+            ratio = near[i, others].mean() / near[i, ~forget].mean()
+            expected = expected + ratio.log().relu() / forget.sum()
+        assert expected > 0
+        torch.testing.assert_close(
+            terms("tilt", task, {"mixing": 1.0})["mixing_loss"], expected, rtol=1e-3, atol=1e-5
+        )
+
+    def test_the_mixing_term_ends_where_images_are_mixed(self, model: DualEncoder, world: Dataset) -> None:
+        with torch.no_grad():  # every similarity alike
+            model.logit_scale.fill_(-30.0)
+        assert terms("tilt", problem(model, world))["mixing_loss"].item() == pytest.approx(0, abs=1e-6)
 
     def test_only_the_image_tower_moves_behind_its_first_layers(self, model: DualEncoder) -> None:
         tower = [p for p in model.visual.parameters() if p.ndim > 0]

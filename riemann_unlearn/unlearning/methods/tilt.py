@@ -29,14 +29,22 @@ class Tilt(GradientMethod):
     .. math::
         L = ρ\,\mathrm{mean}_{i∈R}\,\mathrm{KL}(\tilde p\,\|\,q)
           + \mathrm{mean}_{i∈U}\,\max\Bigl(0,\; m + \log\frac{q(F|i)}{1-q(F|i)}\Bigr)
-          + κ\,\mathrm{mean}_{i∈U}\,\mathrm{KL}(\tilde p\,\|\,q).
+          + κ\,\mathrm{mean}_{i∈U}\,\mathrm{KL}(\tilde p\,\|\,q)
 
-    The middle term asks that captions to be forgotten hold at most :math:`e^{-m}` of the odds, and is
-    exactly 0 once they do: the objective is bounded, and with the forgotten gone the steps that are
-    left repair what is retained. Only the image tower moves. Captions therefore stay where they are, all
-    of them can be candidates at every step for the price of one matrix product, and a caption never
-    used in unlearning means what it meant and finds no image any more. The tower's first layers stay as
-    well: they hold few of the weights, and almost half of the work of a step.
+    and, once for all levels, with a mean for j over the images of a batch other than i,
+
+    .. math::
+        μ\,\mathrm{mean}_{i∈U}\,\max\Bigl(0,\;
+          \log\mathrm{mean}_{j∈U} e^{τ s(i,j)} - \log\mathrm{mean}_{j∈R} e^{τ s(i,j)}\Bigr).
+
+    The second term asks that captions to be forgotten hold at most :math:`e^{-m}` of the odds, the last
+    that a forgotten image be no nearer to the other forgotten ones than to retained ones, so that what
+    no caption finds is not found by its looks either. Both are exactly 0 once that is so: the objective is
+    bounded, and with the forgotten gone the steps that are left repair what is retained. Only the image
+    tower moves. Captions therefore stay where they are, all of them can be candidates at every step for
+    the price of one matrix product, and a caption never used in unlearning means what it meant and finds
+    no image any more. The tower's first layers stay as well: they hold few of the weights, and almost
+    half of the work of a step.
     """
 
     name: ClassVar[str] = "tilt"
@@ -50,6 +58,7 @@ class Tilt(GradientMethod):
     margin: float = setting(6.0, 0, 100, "m: log odds against a forgotten caption that are enough")
     retain: float = setting(20.0, 0, 1e4, "ρ: weight of the retained images' divergence")
     target: float = setting(0.1, 0, 1e4, "κ: weight of the forgotten images' divergence")
+    mixing: float = setting(0.1, 0, 1e4, "μ: weight of what tells forgotten images from retained ones")
     frozen: float = setting(
         0.12, 0, 0.99, "share of the image tower's weights, those of its first layers, that stay"
     )
@@ -73,7 +82,13 @@ class Tilt(GradientMethod):
         def terms(step: Step) -> dict[str, Tensor]:
             with torch.no_grad():
                 before = frozen.encode_image(frozen.preprocess(step.batch.images))
-            return step.sum_over_levels(lambda level: one_level(step, level, before))
+            found = step.sum_over_levels(lambda level: one_level(step, level, before))
+            forget = torch.stack(list(step.forget.values())).any(0).to(before.device)
+            images = step.image_features[forget], step.image_features[~forget].detach()
+            if min(map(len, images)) > 1:  # a forgotten image has others to be compared with
+                forgotten, retained = (scale * step.model.similarity(images[0], side) for side in images)
+                found["mixing_loss"] = self.mixing * _mean(F.relu(_mixing(forgotten, retained)))
+            return found
 
         def one_level(step: Step, level: str, before: Tensor) -> dict[str, Tensor]:
             texts, gone = captions[level], problem.forgotten(level).to(before.device)
@@ -96,6 +111,12 @@ def _divergence(target: Tensor, logits: Tensor) -> Tensor:
     wanted = target.softmax(1)
     entropy = torch.xlogy(wanted, wanted).sum(1)
     return entropy - (wanted * logits.log_softmax(1)).sum(1)
+
+
+def _mixing(forgotten: Tensor, retained: Tensor) -> Tensor:
+    """By how much each forgotten image is nearer to others, (U, U) logits, than to retained ones, (U, R)."""
+    others = forgotten.fill_diagonal_(-math.inf).logsumexp(1) - math.log(len(forgotten) - 1)
+    return others - (retained.logsumexp(1) - math.log(retained.shape[1]))
 
 
 def _mean(values: Tensor) -> Tensor:
