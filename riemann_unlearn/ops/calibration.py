@@ -214,9 +214,10 @@ def _forward(
     problem = Problem(image, text, scale, c, forget, caption_ids, 0, True)
     with torch.autocast(image.device.type, enabled=False):
         found: Statistics = implementation(image).forward(problem)
-        kernels = _kernels(image)
-        if kernels:
-            terms = kernels.terms(
+        if backend(image.device) == "triton":
+            return _kernels(image).terms(problem, found, weights, min_radius, target_radius), *found
+        if backend(image.device) == "numba":
+            terms = _kernels(image).terms(
                 *_arrays(problem, found), found.rows.numpy(), found.columns.numpy(), float(found.negative),
                 tuple(weights), *_numbers(problem, min_radius, target_radius),
             )  # fmt: skip
@@ -261,7 +262,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     problem, known = Problem(image, text, scale, c, forget, caption_ids, 0, True), Statistics(*found)
     with torch.autocast(image.device.type, enabled=False):
-        pull = _compiled_pull if _kernels(image) else _pull
+        pull = {"numba": _compiled_pull, "tiled": _pull}.get(backend(image.device)) or _kernels(image).pull
         of_matched, of_sums, *steps, of_scale, of_root, of_negative = pull(
             problem, known, weights, min_radius, target_radius, of
         )
@@ -347,10 +348,8 @@ def _compiled_pull(
 
 
 def _kernels(like: Tensor) -> Any:
-    """The compiled loops over pairs, where there are such."""
-    if backend(like.device) != "numba":
-        return None
-    return importlib.import_module("riemann_unlearn.ops.calibration_numba")
+    """The module of the compiled loops over the pairs: numba's, or the GPU's."""
+    return importlib.import_module(f"riemann_unlearn.ops.calibration_{backend(like.device)}")
 
 
 def _arrays(p: Problem, found: Statistics) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ without cancellation) and one backward.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -110,6 +111,9 @@ def reference(text: Tensor, image: Tensor, c: Curvature, *, min_radius: float = 
 def _forward(
     text: Tensor, image: Tensor, c: Tensor, min_radius: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    kernels = _kernels(text)
+    if kernels:
+        return kernels.forward(text, image, c, min_radius)  # type: ignore[no-any-return]
     left, right = sides(text, image, c, None, None)
     angle = matched_angles(left, right, 0)
     return outside(left, right, angle, min_radius), left.r, right.r, angle, left.norm, right.norm
@@ -129,12 +133,16 @@ def _(text: Tensor, image: Tensor, c: Tensor, min_radius: float) -> tuple[Tensor
 def _backward(
     text: Tensor, image: Tensor, c: Tensor, min_radius: float, found: list[Tensor], of: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    angle, *norms = found
-    left, right = sides(text, image, c, *norms)
-    of_text, of_image, of_root = pair_steps(left, right, angle, of, min_radius)
-    out, out_image = zeros(text), zeros(image)
-    add_pair_steps(left, right, 0, of_text, of_image, out, out_image)
-    return out, out_image, (of_root / (2 * left.root)).to(c.dtype)
+    kernels = _kernels(text)
+    if kernels:
+        out, out_image, of_root = kernels.backward(text, image, c, min_radius, found, of)
+    else:
+        angle, *norms = found
+        left, right = sides(text, image, c, *norms)
+        of_text, of_image, of_root = pair_steps(left, right, angle, of, min_radius)
+        out, out_image = zeros(text), zeros(image)
+        add_pair_steps(left, right, 0, of_text, of_image, out, out_image)
+    return out, out_image, (of_root / (2 * c.double().sqrt())).to(c.dtype)
 
 
 @_backward.register_fake
@@ -156,6 +164,13 @@ def _gradients(ctx: Any, *of: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _forward.register_autograd(_gradients, setup_context=_save)
+
+
+def _kernels(like: Tensor) -> Any:
+    """The module of the GPU's kernels; for float64 features torch's operations serve."""
+    if like.dtype != torch.float32 or backend(like.device) != "triton":
+        return None
+    return importlib.import_module("riemann_unlearn.ops.cones_triton")
 
 
 def sides(

@@ -1,0 +1,201 @@
+"""The cone op on a GPU: one kernel each way, a program for each pair.
+
+Forward, a program measures its two vectors, and their |u1 - u2|², from which the rest follows in a few
+operations on numbers; backward it reads them once more and writes their gradients. Features are float32, all
+else is float64.
+
+The cone of a pair is that of :mod:`riemann_unlearn.ops.cones`, which derives it, scaled so that nothing
+overflows: with e = e^-r, s = 1 - e and a = 1 - e², text 1 and image 2, and w = |u1 - u2|²/4. A GPU's
+``exp``, ``log`` and ``sqrt`` are all that it takes, so that the kernels run in the interpreter too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WIDEST = 1024
+"""Of a vector, the most numbers that a program holds at a time."""
+
+
+def forward(text: Tensor, image: Tensor, c: Tensor, min_radius: float) -> tuple[Tensor, ...]:
+    """How far images lie outside; radii of texts and images; |u1 - u2|²; lengths of texts and images."""
+    text, image = text.contiguous(), image.contiguous()
+    found = text.new_empty(6, len(text), dtype=torch.float64)
+    if len(text):
+        _measure[(len(text),)](
+            text, image, c.double().sqrt().reshape(1), found, text.shape[1],
+            K=2 * min_radius, BLOCK=_block(text),
+        )  # fmt: skip
+    return tuple(row.clone() for row in found)
+
+
+def backward(
+    text: Tensor, image: Tensor, c: Tensor, min_radius: float, found: Sequence[Tensor], of: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of texts, of images, and of √c, from those of the first three that :func:`forward` gives."""
+    text, image = text.contiguous(), image.contiguous()
+    out, out_image = torch.empty_like(text), torch.empty_like(image)
+    of_root = text.new_zeros(len(text), dtype=torch.float64)
+    if len(text):
+        known = torch.stack([*found, *(gradient.double() for gradient in of)])
+        _step[(len(text),)](
+            text, image, c.double().sqrt().reshape(1), known, out, out_image, of_root, text.shape[1],
+            K=2 * min_radius, BLOCK=_block(text),
+        )  # fmt: skip
+    return out, out_image, of_root.sum()
+
+
+def _block(x: Tensor) -> int:
+    return min(WIDEST, int(triton.next_power_of_2(max(x.shape[1], 1))))
+
+
+@triton.jit
+def expm1(x):
+    """Of x ≤ 0: Kahan's quotient, in which the roundings of exp and log cancel."""
+    u = tl.exp(x)
+    less = u - 1
+    whole = (less == 0) | (less == -1)
+    return tl.where(less == 0, x, tl.where(whole, less, less * (x / tl.log(tl.where(whole, 0.5, u)))))
+
+
+@triton.jit
+def atan2(y, x):
+    """Of y ≥ 0. Rational approximation: Cephes' atan."""
+    steep = y > tl.abs(x)
+    bottom = tl.where(steep, y, tl.abs(x))
+    t = tl.where(steep, tl.abs(x), y) / tl.where(bottom == 0, 1.0, bottom)
+    far = t > 0.66
+    t = tl.where(far, (t - 1) / (t + 1), t)
+    z = t * t
+    p = z * -8.750608600031904122785e-1 - 1.615753718733365076637e1
+    p = p * z - 7.500855792314704667340e1
+    p = p * z - 1.228866684490136173410e2
+    p = p * z - 6.485021904942025371773e1
+    q = z + 2.485846490142306297962e1
+    q = q * z + 1.650270098316988542046e2
+    q = q * z + 4.328810604912902668951e2
+    q = q * z + 4.853903996359136964868e2
+    q = q * z + 1.945506571482613964425e2
+    angle = t * (z * p / q) + t
+    angle = tl.where(far, 0.7853981633974483 + (angle + 3.061616997868383e-17), angle)
+    angle = tl.where(steep, 1.5707963267948966 - angle, angle)
+    # What is no number would be lost in the comparisons.
+    return tl.where(x < 0, 3.141592653589793 - angle, angle) + (x - x) + (y - y)
+
+
+@triton.jit
+def polar(n, root):
+    """e, s and a of a length."""
+    s = -expm1(-root * n)
+    e = tl.exp(-root * n)
+    return e, s, s * (1 + e)
+
+
+@triton.jit
+def exterior(n1, n2, angle, root):
+    """2 e1 e2 sinh D times the exterior angle's sine and cosine; 0 and 1 where it has none."""
+    e1, s1, a1 = polar(n1, root)
+    e2, s2, a2 = polar(n2, root)
+    w = angle / 4
+    none = (n1 == 0) | ((s1 - s2) * (s1 - s2) + a1 * a2 * w <= 0)
+    across = e1 * a2 * tl.sqrt(tl.maximum(angle * (4 - angle), 0.0)) / 2
+    along = (s2 - s1) * (e1 + e2) - a2 * (2 - a1) * w
+    return tl.where(none, 0.0, across), tl.where(none, 1.0, along)
+
+
+@triton.jit
+def turn(n1, n2, angle, root, across, along):
+    """The exterior angle's derivatives: by either radius, and by the angle at the origin over its sine."""
+    e1, s1, a1 = polar(n1, root)
+    e2, s2, a2 = polar(n2, root)
+    w = angle / 4
+    square, sine = across * across + along * along, tl.sqrt(tl.maximum(angle * (4 - angle), 0.0)) / 2
+    some = (n1 > 0) & (n2 > 0) & (sine > 0) & (square > 0)
+    square, sine = tl.where(some, square, 1.0), tl.where(some, sine, 1.0)
+    cosh = 2 * e1 * e2 + (s1 - s2) * (s1 - s2) + a1 * a2 * w
+    by_angle = a2 * e1 * ((s2 - s1) * (e1 + e2) + (2 - a2) * a1 * w) / sine / square
+    by_text, by_image = across * cosh / square, -sine * a1 * 2 * e1 * e2 * e2 / square
+    return tl.where(some, by_text, 0.0), tl.where(some, by_image, 0.0), tl.where(some, by_angle, 0.0)
+
+
+@triton.jit
+def aperture(n, root, K: tl.constexpr):
+    """The half aperture, π/2 within sinh r ≤ 2K, and its derivative."""
+    e, _, a = polar(n, root)
+    narrow = a / 2 > K * e
+    sinh, least = tl.where(narrow, a / 2, 2.0), tl.where(narrow, K * e, 1.0)
+    width = tl.sqrt((sinh - least) * (sinh + least))
+    half = tl.where(narrow, atan2(least, width), 1.5707963267948966)
+    return half, tl.where(narrow, -least * (2 - a) / (2 * sinh * width), 0.0)
+
+
+@triton.jit
+def inverse(n):
+    """1/n, or 0."""
+    return tl.where(n > 0, 1 / tl.where(n > 0, n, 1.0), 0.0)
+
+
+@triton.jit
+def _measure(text, image, root, found, columns, K: tl.constexpr, BLOCK: tl.constexpr):
+    """One pair's row of what :func:`forward` gives."""
+    row, count = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    square1, square2 = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, columns, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        x = tl.load(text + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
+        y = tl.load(image + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
+        square1 += x * x
+        square2 += y * y
+    n1, n2 = tl.sqrt(tl.sum(square1)), tl.sqrt(tl.sum(square2))
+    inverse1, inverse2 = inverse(n1), inverse(n2)
+    apart = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, columns, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        x = tl.load(text + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
+        y = tl.load(image + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
+        way = x * inverse1 - y * inverse2
+        apart += way * way
+    angle, scale = tl.sum(apart), tl.load(root)
+    across, along = exterior(n1, n2, angle, scale)
+    half, _ = aperture(n1, scale, K)
+    tl.store(found + row, atan2(across, along) - half)
+    tl.store(found + count + row, scale * n1)
+    tl.store(found + 2 * count + row, scale * n2)
+    tl.store(found + 3 * count + row, angle)
+    tl.store(found + 4 * count + row, n1)
+    tl.store(found + 5 * count + row, n2)
+
+
+@triton.jit
+def _step(
+    text, image, root, known, out, out_image, of_root, columns, K: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """One pair's gradients; ``known`` has angles, lengths, and the gradients of what the op gives."""
+    row, count = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    angle, n1 = tl.load(known + row), tl.load(known + count + row)
+    n2, of_outside = tl.load(known + 2 * count + row), tl.load(known + 3 * count + row)
+    of_r1, of_r2 = tl.load(known + 4 * count + row), tl.load(known + 5 * count + row)
+    scale = tl.load(root)
+    across, along = exterior(n1, n2, angle, scale)
+    by_text, by_image, by_angle = turn(n1, n2, angle, scale, across, along)
+    _, slope = aperture(n1, scale, K)
+    of_r1 += of_outside * (by_text - slope)
+    of_r2 += of_outside * by_image
+    tl.store(of_root + row, of_r1 * n1 + of_r2 * n2)
+    inverse1, inverse2 = inverse(n1), inverse(n2)
+    of_angle = of_outside * by_angle
+    away1, away2 = of_angle * inverse1, of_angle * inverse2
+    outward1 = (scale * of_r1 - of_angle * angle / 2 * inverse1) * inverse1
+    outward2 = (scale * of_r2 - of_angle * angle / 2 * inverse2) * inverse2
+    for start in range(0, columns, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        x = tl.load(text + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
+        y = tl.load(image + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
+        way = x * inverse1 - y * inverse2
+        tl.store(out + row * columns + j, (away1 * way + outward1 * x).to(tl.float32), mask=j < columns)
+        tl.store(out_image + row * columns + j, (outward2 * y - away2 * way).to(tl.float32), mask=j < columns)

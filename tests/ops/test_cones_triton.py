@@ -1,0 +1,163 @@
+"""The GPU's cones and calibration: compiled where there is a GPU, else by Triton's interpreter."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from riemann_unlearn.ops import calibration, cones
+from tests.ops.test_calibration import WEIGHTS
+from tests.ops.test_calibration import module as calibration_module
+from tests.ops.test_cones import module as cones_module
+from tests.ops.test_cones import total
+from tests.ops.test_contrastive import FORGET, IDS, batch, directions, error, gradients, leaves
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+triton = pytest.importorskip("triton")
+
+
+@pytest.fixture
+def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (cones_module, calibration_module):
+        monkeypatch.setattr(module, "backend", lambda device: "triton")
+
+
+@pytest.mark.usefixtures("by_triton")
+@pytest.mark.parametrize("kind", ["random", "clustered"])
+@pytest.mark.parametrize("radius", [1e-6, 0.1, 1.0, 3.0, 10.0, 50.0, 300.0])
+def test_cones_are_right_wherever_the_features_lie(kind: str, radius: float) -> None:
+    sides, c = batch(kind, radius), torch.tensor(0.7)
+    inputs = leaves(*(t.to(DEVICE) for t in (*sides, c)))
+    references = leaves(*(side.double() for side in sides), c.double())
+    found, want = cones(*inputs), cones_module.reference(*references)
+    for mine, theirs in zip(found, want, strict=True):
+        assert torch.allclose(mine.cpu(), theirs, rtol=1e-12, atol=1e-12)
+    got = gradients(total(type(found)(*(t.cpu() for t in found))), inputs)
+    for mine, theirs in zip(got, gradients(total(want), references), strict=True):
+        assert error(mine.cpu(), theirs) < 1e-5
+
+
+@pytest.mark.usefixtures("by_triton")
+def test_images_ahead_behind_beside_and_at_their_captions() -> None:
+    text, beside = directions(8, 1) * 2, directions(8, 2)
+    for image in (1.5 * text, 0.5 * text, -text, text.clone(), 0 * text, text + 1e-3 * beside):
+        inputs = leaves(text.to(DEVICE), image.to(DEVICE), torch.tensor(1.0).to(DEVICE))
+        want = cones_module.reference(text.double(), image.double(), 1.0)
+        found = cones(*inputs)
+        assert torch.allclose(found.outside.cpu(), want.outside, atol=1e-6)
+        assert all(g.isfinite().all() for g in gradients(found.outside.sum(), inputs))
+    at_origin = leaves((0 * text).to(DEVICE), beside.to(DEVICE), torch.tensor(1.0).to(DEVICE))
+    found = cones(*at_origin)
+    assert torch.allclose(found.outside.cpu(), torch.tensor(-math.pi / 2).double())
+    assert gradients(found.outside.sum(), at_origin)[0].abs().max() == 0
+    assert all(len(t) == 0 for t in cones(text[:0].to(DEVICE), beside[:0].to(DEVICE), 1.0))
+
+
+@pytest.mark.usefixtures("by_triton")
+def test_vectors_wider_than_a_program_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    from riemann_unlearn.ops import cones_triton
+
+    sides = [side.to(DEVICE) for side in batch("random", 2.0)]
+    inputs, again = leaves(*sides, torch.tensor(0.7)), leaves(*sides, torch.tensor(0.7))
+    whole = cones(*inputs)
+    monkeypatch.setattr(cones_triton, "WIDEST", 8)
+    pieces = cones(*again)
+    assert torch.allclose(pieces.outside, whole.outside, rtol=1e-12)
+    pairs = (gradients(found.outside.sum(), given) for found, given in ((whole, inputs), (pieces, again)))
+    for one, other in zip(*pairs, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, in the interpreter
+@pytest.mark.usefixtures("by_triton")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_seen(bad: float) -> None:
+    text, image = directions(4, 1), directions(4, 2)
+    for broken in (text, image):
+        kept = broken[1, 2].item()
+        broken[1, 2] = bad
+        given = text.to(DEVICE), image.to(DEVICE)
+        assert cones(*given, 1.0).outside.isnan().tolist() == [False, True, False, False]
+        nothing = torch.zeros(4, dtype=torch.bool, device=DEVICE)
+        assert calibration(*reversed(given), 1.0, 1.0, nothing)[4].isnan()
+        broken[1, 2] = kept
+
+
+@pytest.mark.usefixtures("by_triton")
+@pytest.mark.parametrize("forget", [FORGET, FORGET & False, FORGET | True])
+@pytest.mark.parametrize("target", [None, 0.0, 1.5])
+def test_every_term_of_the_calibration_and_its_gradients(
+    forget: Tensor, target: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from riemann_unlearn.ops import calibration_triton
+
+    monkeypatch.setattr(calibration_triton, "BLOCK", 32)
+    values = [v.double() for v in (*batch("random", 1.0), torch.tensor(7.0), torch.tensor(0.7))]
+    inputs, references = leaves(*(v.to(DEVICE) for v in values)), leaves(*values)
+    settings: dict[str, Any] = {"weights": WEIGHTS, "min_radius": 0.2, "target_radius": target}
+    got = calibration(*inputs, forget.to(DEVICE), **settings, caption_ids=IDS.to(DEVICE)).cpu()
+    want = calibration_module.reference(*references, forget, **settings, caption_ids=IDS)
+    assert torch.allclose(got, want, rtol=1e-12, atol=1e-13)
+    for mine, theirs in zip(got, want, strict=True):
+        found = torch.autograd.grad(mine, inputs, retain_graph=True)
+        expected = torch.autograd.grad(theirs, references, retain_graph=True, materialize_grads=True)
+        for one, other in zip(found, expected, strict=True):
+            assert torch.allclose(one.cpu(), other, rtol=1e-10, atol=1e-13)
+
+
+COMPILE = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from riemann_unlearn.ops import calibration_triton, cones_triton, contrastive_triton
+
+NUMBERS = "rows columns first_own count inner a_row a_inner b_inner b_column out_row"
+KINDS = {"forget": "*i32", "ids": "*i64", **dict.fromkeys(NUMBERS.split(), "i32")}
+
+def compiled(kernel, real, constants, config=None, **kinds):
+    kernel = kernel.fn if config else kernel  # what is tuned, without the tuning
+    constants = {**constants, **(config.kwargs if config else {})}
+    known = KINDS | kinds
+    signature = {
+        name: "constexpr" if name in constants else known.get(name, known.get(name.rstrip("12"), real))
+        for name in kernel.arg_names
+    }
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages} if config else {}
+    source, hopper = ASTSource(kernel, signature, constants), GPUTarget("cuda", 90, 32)
+    made = triton.compile(source, target=hopper, options=options)
+    assert made.asm["cubin"]
+    print(kernel.__name__)
+
+numbers = "*fp64"
+pairs = {"K": 0.2, "BLOCK": 256}
+for kernel in (cones_triton._measure, cones_triton._step):
+    features = dict.fromkeys(("text", "image", "out", "out_image"), "*fp32")
+    compiled(kernel, numbers, pairs, **features)
+for target in (None, 1.5):
+    constants = {**pairs, "WEIGHTS": (1.0, 0.3, 0.7, 0.05, 0.2, 0.5, 2.0), "TARGET": target}
+    for kernel in (calibration_triton._terms, calibration_triton._gradients):
+        compiled(kernel, numbers, constants, rows=numbers, columns=numbers)
+for precision in ("tf32x3", "tf32", "bf16"):
+    kernel = contrastive_triton._product
+    compiled(kernel, "*fp32", {"ACCUMULATE": True, "PRECISION": precision}, kernel.configs[0])
+for kernel in (contrastive_triton._reduce, contrastive_triton._differentiate):
+    constants = {"HYPERBOLIC": True, "IDS": True, "BLOCK": 64}
+    compiled(kernel, "*fp32", constants, kernel.configs[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where Triton brings NVIDIA's assembler")
+def test_every_kernel_compiles_for_a_gpu_that_need_not_be_there() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", COMPILE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 2 + 4 + 3 + 2
