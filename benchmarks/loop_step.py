@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,48 +22,42 @@ from benchmarks._process import arguments, each_alone, measure, report
 from riemann_unlearn.losses import functional
 from riemann_unlearn.losses.similarity import Hyperbolic
 from riemann_unlearn.unlearning.loop import RunConfig, _Run
-from riemann_unlearn.unlearning.methods.base import Step
+from riemann_unlearn.unlearning.methods.base import Objective, Problem, Step
 from riemann_unlearn.unlearning.methods.hac import HAC
 
 
 @dataclass(frozen=True)
 class Plain(HAC):
-    """HAC on the matrix of similarities, with its default weights."""
+    """HAC on the matrix of similarities."""
 
-    def terms(self, step: Step) -> dict[str, Tensor]:
+    def objective(self, problem: Problem) -> Objective:
         """As the op's, by name."""
+        outer = self.epsilon
 
-        def loss(
-            images: Tensor,
-            texts: Tensor,
-            forget: Tensor,
-            *,
-            logit_scale: Tensor,
-            c: Tensor,
-            caption_ids: Tensor,
-            output_dict: bool,
-        ) -> dict[str, Tensor]:
-            s = functional.similarities(images, texts, Hyperbolic(), c)
-            cones = (images, texts, c)
+        def one_level(step: Step, level: str) -> dict[str, Tensor]:
+            images, texts, forget = step.image_features, step.text_features[level], step.forget[level]
+            ids, scale = step.batch.pairings[level].caption_ids, step.model.logit_scale.exp()
+            s = functional.similarities(images, texts, Hyperbolic(), step.model.curvature)
+            cones = (images, texts, step.model.curvature)
             return {
-                "contrastive_loss": functional.contrastive(s, logit_scale, ~forget, caption_ids),
-                "negative_alignment_loss": functional.negative_alignment(s, forget, caption_ids),
-                "positive_alignment_loss": functional.positive_alignment(s, forget),
-                "performance_loss": self.gamma * functional.performance(s, logit_scale, forget),
+                "contrastive_loss": functional.contrastive(s, scale, ~forget, ids),
+                "negative_alignment_loss": outer * self.alpha * functional.negative_alignment(s, forget, ids),
+                "positive_alignment_loss": outer * self.beta * functional.positive_alignment(s, forget),
+                "performance_loss": outer * self.gamma * functional.performance(s, scale, forget),
                 "entailment_loss": self.entailment_weight * functional.entailment(*cones, ~forget),
-                "cone_exit_loss": functional.cone_exit(*cones, forget),
-                "norm_loss": functional.norm_regularization(*cones, forget),
+                "cone_exit_loss": outer * self.omega * functional.cone_exit(*cones, forget),
+                "norm_loss": outer * self.eta * functional.norm_regularization(*cones, forget),
             }
 
-        return step.sum_over_levels(loss)
+        return lambda step: step.sum_over_levels(partial(one_level, step))
 
 
 def step(peer: str, size: int) -> Callable[[], object]:
     dataset, model = ru.data.load("emoji"), ru.load("meru-emoji")
     selection = dataset.taxonomy.select(["food-fruit", "food-vegetable", "animal-mammal", "animal-bird"])
     config = RunConfig(forget=("food-fruit",), forget_batch=size // 2, retain_batch=size - size // 2)
-    run = _Run(model, dataset, selection, (HAC if peer == "ours" else Plain)(), config)
-    return run._step
+    method = HAC() if peer == "ours" else Plain()
+    return partial(_Run(model, dataset, selection, method, config)._step, method.learning_rate)
 
 
 def main() -> None:
