@@ -14,6 +14,15 @@ class TestLorentz(HyperbolicLaws):
     def make(self, c: float, dtype: torch.dtype) -> ru.Lorentz:
         return ru.Lorentz(torch.tensor(1 / c, dtype=dtype))
 
+    @pytest.mark.parametrize("c", [1e-3, 1.0, 1e3])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("radius", [5.9, 6.0, 6.1, 8.0])
+    def test_exp_inverts_log_on_the_way_to_the_origin(
+        self, radius: float, c: float, dtype: torch.dtype
+    ) -> None:
+        """Where hypothesis found that rounding the vector changes its length most."""
+        self.exp_inverts_log(torch.tensor([radius]).double(), torch.zeros(1).double(), c, dtype)
+
 
 class TestCones(ConeLaws):
     def make(self, c: float, dtype: torch.dtype) -> ru.Lorentz:
