@@ -25,13 +25,13 @@ WIDEST = 1024
 def forward(text: Tensor, image: Tensor, c: Tensor, min_radius: float) -> tuple[Tensor, ...]:
     """How far images lie outside; radii of texts and images; |u1 - u2|²; lengths of texts and images."""
     text, image = text.contiguous(), image.contiguous()
-    found = text.new_empty(6, len(text), dtype=torch.float64)
+    found = tuple(text.new_empty(len(text), dtype=torch.float64) for _ in range(6))
     if len(text):
         _measure[(len(text),)](
-            text, image, c.double().sqrt().reshape(1), found, text.shape[1],
+            text, image, c.double().sqrt().reshape(1), *found, text.shape[1],
             K=2 * min_radius, BLOCK=_block(text),
         )  # fmt: skip
-    return tuple(row.clone() for row in found)
+    return found
 
 
 def backward(
@@ -40,11 +40,11 @@ def backward(
     """Gradients of texts, of images, and of √c, from those of the first three that :func:`forward` gives."""
     text, image = text.contiguous(), image.contiguous()
     out, out_image = torch.empty_like(text), torch.empty_like(image)
-    of_root = text.new_zeros(len(text), dtype=torch.float64)
+    of_root = text.new_empty(len(text), dtype=torch.float64)
     if len(text):
-        known = torch.stack([*found, *(gradient.double() for gradient in of)])
+        of = [gradient.contiguous() for gradient in of]
         _step[(len(text),)](
-            text, image, c.double().sqrt().reshape(1), known, out, out_image, of_root, text.shape[1],
+            text, image, c.double().sqrt().reshape(1), *found, *of, out, out_image, of_root, text.shape[1],
             K=2 * min_radius, BLOCK=_block(text),
         )  # fmt: skip
     return out, out_image, of_root.sum()
@@ -141,9 +141,12 @@ def inverse(n):
 
 
 @triton.jit
-def _measure(text, image, root, found, columns, K: tl.constexpr, BLOCK: tl.constexpr):
-    """One pair's row of what :func:`forward` gives."""
-    row, count = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+def _measure(
+    text, image, root, outside, r_text, r_image, angles, n_text, n_image, columns,
+    K: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One pair's part of what :func:`forward` gives."""
+    row = tl.program_id(0).to(tl.int64)
     square1, square2 = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
     for start in range(0, columns, BLOCK):
         j = start + tl.arange(0, BLOCK)
@@ -163,24 +166,24 @@ def _measure(text, image, root, found, columns, K: tl.constexpr, BLOCK: tl.const
     angle, scale = tl.sum(apart), tl.load(root)
     across, along = exterior(n1, n2, angle, scale)
     half, _ = aperture(n1, scale, K)
-    tl.store(found + row, atan2(across, along) - half)
-    tl.store(found + count + row, scale * n1)
-    tl.store(found + 2 * count + row, scale * n2)
-    tl.store(found + 3 * count + row, angle)
-    tl.store(found + 4 * count + row, n1)
-    tl.store(found + 5 * count + row, n2)
+    tl.store(outside + row, atan2(across, along) - half)
+    tl.store(r_text + row, scale * n1)
+    tl.store(r_image + row, scale * n2)
+    tl.store(angles + row, angle)
+    tl.store(n_text + row, n1)
+    tl.store(n_image + row, n2)
 
 
 @triton.jit
 def _step(
-    text, image, root, known, out, out_image, of_root, columns, K: tl.constexpr, BLOCK: tl.constexpr
+    text, image, root, angles, n_text, n_image, of_outsides, of_r_text, of_r_image, out, out_image, of_root,
+    columns, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One pair's gradients; ``known`` has angles, lengths, and the gradients of what the op gives."""
-    row, count = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    angle, n1 = tl.load(known + row), tl.load(known + count + row)
-    n2, of_outside = tl.load(known + 2 * count + row), tl.load(known + 3 * count + row)
-    of_r1, of_r2 = tl.load(known + 4 * count + row), tl.load(known + 5 * count + row)
-    scale = tl.load(root)
+    """One pair's gradients."""
+    row = tl.program_id(0).to(tl.int64)
+    angle, n1, n2 = tl.load(angles + row), tl.load(n_text + row), tl.load(n_image + row)
+    of_outside, of_r1 = tl.load(of_outsides + row), tl.load(of_r_text + row)
+    of_r2, scale = tl.load(of_r_image + row), tl.load(root)
     across, along = exterior(n1, n2, angle, scale)
     by_text, by_image, by_angle = turn(n1, n2, angle, scale, across, along)
     _, slope = aperture(n1, scale, K)

@@ -220,9 +220,8 @@ class Layout:
 
         By numpy, of which a short operation takes a third of torch's time.
         """
-        p, own, (left, right) = self.p, self.own, self.sides
+        p, own, (self.left, self.right) = self.p, self.own, self.sides
         target = numpy.arange(own.start, own.stop)
-        self.left, self.right = left, right
         self.places = numpy.stack([target, target + 1, target], 1)
         """int64, shape (N, 3)."""
         if p.forget is None and p.ids is None:
@@ -236,19 +235,19 @@ class Layout:
         row_order = order[(order >= own.start) & (order < own.stop)]
         place = numpy.empty_like(order)
         place[order] = numpy.arange(len(order))
-        target = self.places[:, 2] = place[row_order]
-        self.left = left.sorted(torch.from_numpy(row_order - p.offset))
-        self.right = right.sorted(torch.from_numpy(order))
-        if p.ids is None:
-            self.places[:, 0], self.places[:, 1] = target, target + 1
-            return
-        ids = p.ids.numpy()[order]
-        starts_run = numpy.ones(len(ids) + 1, bool)
-        starts_run[1:-1] = ids[1:] != ids[:-1]
-        starts_run[self.kept[1]] = True
-        edges = starts_run.nonzero()[0]
-        run = (starts_run.cumsum() - 1)[target]
-        self.places[:, 0], self.places[:, 1] = edges[run], edges[run + 1]
+        target = place[row_order]
+        first, last = target, target + 1
+        if p.ids is not None:
+            ids = p.ids.numpy()[order]
+            starts_run = numpy.ones(len(ids) + 1, bool)
+            starts_run[1:-1] = ids[1:] != ids[:-1]
+            starts_run[self.kept[1]] = True
+            edges = starts_run.nonzero()[0]
+            run = (starts_run.cumsum() - 1)[target]
+            first, last = edges[run], edges[run + 1]
+        self.places = numpy.stack([first, last, target], 1)
+        self.left = self.left.sorted(torch.from_numpy(row_order - p.offset))
+        self.right = self.right.sorted(torch.from_numpy(order))
 
 
 def bent(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -104,7 +104,7 @@ class HyperbolicLaws(Laws):
         self.exp_inverts_log(a, b, c, dtype)
 
     def exp_inverts_log(self, a: Tensor, b: Tensor, c: float, dtype: torch.dtype) -> None:
-        """The same for given points, by their vectors at the origin."""
+        """The same for points by their vectors at the origin in curvature radii, shape (D,), float64."""
         manifold = self.make(c, dtype)
         x, y = (self.lift(manifold, v, c, dtype) for v in (a, b))
         off = float(manifold.dist(manifold.expmap(x, manifold.logmap(x, y)), y)) * math.sqrt(c)

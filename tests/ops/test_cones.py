@@ -80,12 +80,17 @@ def test_where_there_are_no_kernels_the_reference_serves(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_finite_is_seen(bad: float) -> None:
-    text, image = directions(4, 1), directions(4, 2)
+    check_that_it_is_seen(bad, "cpu")
+
+
+def check_that_it_is_seen(bad: float, device: str) -> None:
+    text, image = directions(4, 1).to(device), directions(4, 2).to(device)
+    nothing = torch.zeros(4, dtype=torch.bool, device=device)
     for broken in (text, image):
         kept = broken[1, 2].item()
         broken[1, 2] = bad
         assert cones(text, image, 1.0).outside.isnan().tolist() == [False, True, False, False]
-        assert calibration(image, text, 1.0, 1.0, torch.zeros(4, dtype=torch.bool))[4].isnan()
+        assert calibration(image, text, 1.0, 1.0, nothing)[4].isnan()
         broken[1, 2] = kept
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from riemann_unlearn.ops import calibration, cones
 from tests.ops.test_calibration import WEIGHTS
 from tests.ops.test_calibration import module as calibration_module
+from tests.ops.test_cones import check_that_it_is_seen, total
 from tests.ops.test_cones import module as cones_module
-from tests.ops.test_cones import total
 from tests.ops.test_contrastive import FORGET, IDS, batch, directions, error, gradients, leaves
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,15 +79,7 @@ def test_vectors_wider_than_a_program_are_read_in_pieces(monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("by_triton")
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_finite_is_seen(bad: float) -> None:
-    text, image = directions(4, 1), directions(4, 2)
-    for broken in (text, image):
-        kept = broken[1, 2].item()
-        broken[1, 2] = bad
-        given = text.to(DEVICE), image.to(DEVICE)
-        assert cones(*given, 1.0).outside.isnan().tolist() == [False, True, False, False]
-        nothing = torch.zeros(4, dtype=torch.bool, device=DEVICE)
-        assert calibration(*reversed(given), 1.0, 1.0, nothing)[4].isnan()
-        broken[1, 2] = kept
+    check_that_it_is_seen(bad, DEVICE)
 
 
 @pytest.mark.usefixtures("by_triton")
