@@ -42,7 +42,7 @@ from riemann_unlearn.training import TrainConfig, train
 CLASSES = ("t-shirt", "trousers", "pullover")
 """n classes are the first n of these: the order of the dataset's labels, so that nobody chose them."""
 REFERENCES = ("before", "oracle")
-METHODS = {"tilt": ("MERU",), "hac": ("MERU",), "ac": ("MERU", "CLIP")}
+METHODS = {"tilt": ("MERU", "CLIP"), "hac": ("MERU",), "ac": ("MERU", "CLIP")}
 """With the models that each is run on; ac compares by the model's own similarity."""
 PER_CLASS = 1200
 """Training images of each class, the first of 6,000: as many as the audit looks at."""

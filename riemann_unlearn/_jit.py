@@ -75,8 +75,11 @@ def threads() -> Iterator[None]:
 
     with _lock:
         _process[:] = [os.getpid()]
+        wanted = torch.get_num_threads()
         before = numba.get_num_threads()
-        numba.set_num_threads(min(torch.get_num_threads(), numba.get_num_threads()))
+        if torch.get_num_threads() != wanted:  # numba has started its own, and OpenMP has one number for both
+            torch.set_num_threads(wanted)
+        numba.set_num_threads(min(wanted, before))
         try:
             yield
         finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -197,6 +199,25 @@ def test_a_step_is_the_same_on_any_number_of_threads_and_anywhere_in_memory() ->
         torch.set_num_threads(before)
     assert torch.equal(ends[0], ends[1])
     assert torch.equal(ends[0], ends[2])
+
+
+def test_the_first_step_leaves_torch_the_threads_it_had() -> None:
+    """numba starts its own with the first kernel, and with OpenMP their number becomes torch's."""
+    code = """
+import torch
+torch.set_num_threads(1)
+import geoopt, riemann_unlearn as ru
+print(torch.get_num_threads())
+p = geoopt.ManifoldParameter(ru.Lorentz().origin(4, 3))
+p.grad = torch.ones_like(p)
+ru.optim.RiemannianAdam([p]).step()
+print(torch.get_num_threads())
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["1", "1"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
