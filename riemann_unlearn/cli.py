@@ -442,7 +442,7 @@ def _bench(options: argparse.Namespace) -> None:
 def _setting(text: str) -> tuple[str, float]:
     name, equals, value = text.partition("=")
     try:
-        number = float(value)
+        number = int(value) if value.lstrip("+-").isdecimal() else float(value)
     except ValueError:
         equals = ""
     if not equals:

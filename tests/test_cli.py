@@ -14,7 +14,7 @@ from riemann_unlearn import cli, models
 from riemann_unlearn.cli import main
 from tests.conftest import make_model, model_config
 
-FAST = ["--steps", "2", "--set", "learning_rate=1e-3"]
+FAST = ["--set", "steps=2", "--set", "learning_rate=1e-3"]
 
 
 @pytest.fixture
@@ -103,6 +103,8 @@ def test_flags_override_the_configuration_file(
         (["--set", "alpha"], "--set takes NAME=NUMBER"),
         (["--set", "alpha=high"], "--set takes NAME=NUMBER"),
         (["--steps", "0"], "steps must be in"),
+        (["--set", "steps=0"], "steps must be in"),
+        (["--set", "steps=2.5"], "steps must be a whole number"),
         (["--config", "none.yaml"], "cannot read none.yaml"),
         (["--output", "/dev/null/run"], "cannot write to /dev/null/run"),
     ],

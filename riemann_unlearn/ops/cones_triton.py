@@ -12,6 +12,7 @@ overflows: with e = e^-r, s = 1 - e and a = 1 - e², text 1 and image 2, and w =
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -21,6 +22,9 @@ from torch import Tensor
 WIDEST = 1024
 """Of a vector, the most numbers that a program holds at a time."""
 
+UNFUSED: dict[str, Any] = {"enable_fp_fusion": False}
+"""An option of kernels that take differences: with x·a - y·b made one operation, equal rows would differ."""
+
 
 def forward(text: Tensor, image: Tensor, c: Tensor, min_radius: float) -> tuple[Tensor, ...]:
     """How far images lie outside; radii of texts and images; |u1 - u2|²; lengths of texts and images."""
@@ -29,7 +33,7 @@ def forward(text: Tensor, image: Tensor, c: Tensor, min_radius: float) -> tuple[
     if len(text):
         _measure[(len(text),)](
             text, image, c.double().sqrt().reshape(1), *found, text.shape[1],
-            K=2 * min_radius, BLOCK=_block(text),
+            K=2 * min_radius, BLOCK=_block(text), **UNFUSED,
         )  # fmt: skip
     return found
 
@@ -45,7 +49,7 @@ def backward(
         of = [gradient.contiguous() for gradient in of]
         _step[(len(text),)](
             text, image, c.double().sqrt().reshape(1), *found, *of, out, out_image, of_root, text.shape[1],
-            K=2 * min_radius, BLOCK=_block(text),
+            K=2 * min_radius, BLOCK=_block(text), **UNFUSED,
         )  # fmt: skip
     return out, out_image, of_root.sum()
 

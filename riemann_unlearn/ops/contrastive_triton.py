@@ -50,7 +50,7 @@ def forward(p: Problem) -> Statistics:
         by_row = product.new_empty(grid[1], len(product))
         by_column = product.new_empty(grid[0], len(p.y))
         totals = product.new_empty(2, *grid)
-        _launch(
+        launch(
             _reduce,
             grid,
             product,
@@ -102,7 +102,7 @@ def backward(
         grid = w.grid(product)
         totals = product.new_empty(grid)
         row_sums = found.rows[band].to(dtype), of_rows[band].to(dtype)
-        _launch(
+        launch(
             _differentiate,
             grid,
             product,
@@ -205,7 +205,7 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool = False) ->
     def grid(meta: dict[str, int]) -> tuple[int, int]:
         return triton.cdiv(rows, meta["M"]), triton.cdiv(columns, meta["N"])
 
-    _launch(
+    launch(
         _product, grid, a, b, out, rows, columns, inner, *a.stride(), *b.stride(), out.stride(0),
         ACCUMULATE=accumulate, PRECISION=_PRECISION[torch.get_float32_matmul_precision()],
     )  # fmt: skip
@@ -215,7 +215,7 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool = False) ->
 _PRECISION = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
 
 
-def _launch(kernel: Any, grid: Any, *arguments: Any, **meta: Any) -> None:
+def launch(kernel: Any, grid: Any, *arguments: Any, **meta: Any) -> None:
     """Run a kernel with the settings that are fastest here, or with its first where it must not be timed."""
     if torch.are_deterministic_algorithms_enabled() or not arguments[0].is_cuda:
         kernel.fn[grid](*arguments, **meta, **kernel.configs[0].all_kwargs())

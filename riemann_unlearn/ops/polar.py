@@ -142,7 +142,7 @@ class Side:
         """(1 - e^-2r)/n, and its limit 2√c at the origin."""
         return torch.where(self.norm[rows] > 0, self.shrunk2[rows] * self.inverse[rows], 2 * self.root)
 
-    def _scale(self, careful: bool) -> Tensor:
+    def scale(self, careful: bool) -> Tensor:
         """By what a row is multiplied in the operand: sinh r/n, √2 e^-r sinh r/n or 1/n."""
         if not self.hyperbolic:
             return self.inverse
@@ -157,7 +157,7 @@ class Side:
         return self._make(slice(None), self.x.dtype, careful=True)
 
     def _make(self, rows: slice, dtype: torch.dtype, careful: bool) -> Tensor:
-        scale = self.sign * self._scale(careful)[rows]
+        scale = self.sign * self.scale(careful)[rows]
         columns: tuple[Tensor, ...] = ()
         if self.hyperbolic:
             columns = self._last_columns(rows, careful)
@@ -199,7 +199,7 @@ class Side:
         if kernels:
             if careful not in self._tables:
                 radial = self._cosh_sinh(slice(None), careful) if self.hyperbolic else (self.norm,) * 2
-                table = torch.stack([self._scale(careful), self.inverse, self.norm, *radial], 1)
+                table = torch.stack([self.scale(careful), self.inverse, self.norm, *radial], 1)
                 self._tables[careful] = table
             through = kernels.add_gradient(
                 m.numpy(), self.x.numpy(), self._order_array(), rows.start,
@@ -207,7 +207,7 @@ class Side:
                 self.sign, float(self.root), self.hyperbolic, out.numpy(),
             )  # fmt: skip
             return self.norm.new_tensor(through)
-        where, s = self.index(rows), self._scale(careful)[rows]
+        where, s = self.index(rows), self.scale(careful)[rows]
         x = self.x[where]
         main = m[:, :-2] if self.hyperbolic else m
         along = self.sign * torch.linalg.vecdot(main, x.to(m.dtype)).double() * self.inverse[rows]

@@ -4,16 +4,19 @@ The bank is taken in blocks. A product gives :math:`Q = \cosh D - 1` of each que
 and what Q is for the query's own row is known from differences. (Where float32 does not reach, it is
 :math:`Y = 2e^{-r_1-r_2}Q` instead; :mod:`riemann_unlearn.ops.polar`.) If the two are further apart than a
 product is off, they are in the right order, and no logarithm is taken; what remains is compared by
-differences. So rows that are equal tie exactly, and ties count.
+differences. So rows that are equal tie exactly, and ties count. On a GPU it is
+:mod:`riemann_unlearn.ops.ranks_triton`, to the same end.
 """
 
 from __future__ import annotations
+
+import importlib
 
 import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry.precision import Curvature, widen
-from riemann_unlearn.ops.backend import as_scalar
+from riemann_unlearn.ops.backend import as_scalar, backend
 from riemann_unlearn.ops.polar import Side, pair_similarities
 from riemann_unlearn.ops.topk import check_bank, is_far
 
@@ -74,6 +77,10 @@ def ranks(queries: Tensor, bank: Tensor, own: Tensor, c: Curvature | None = None
 )
 def _ranks(queries: Tensor, bank: Tensor, own: Tensor, c: Tensor, hyperbolic: bool) -> Tensor:
     root = c.double().sqrt()
+    if backend(queries.device) == "triton":
+        kernels = importlib.import_module("riemann_unlearn.ops.ranks_triton")
+        found: Tensor = kernels.ranks(queries, bank, own, root, hyperbolic)
+        return found
     count = torch.zeros_like(own)
     with torch.autocast(queries.device.type, enabled=False):
         for start in range(0, len(queries), QUERIES):

@@ -6,18 +6,20 @@ looked at. A product cannot order what lies nearer together than its rounding: a
 asked for are kept, and those that come out are ordered by distances computed from differences.
 
 The similarity of what is returned is therefore accurate. A row of the bank is missed only if more than
-:data:`SPARE` others are as near as it is to within the rounding of the product.
+:data:`SPARE` others are as near as it is to within the rounding of the product. On a GPU it is
+:mod:`riemann_unlearn.ops.topk_triton`, to the same end.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry.precision import Curvature, widen
-from riemann_unlearn.ops.backend import as_scalar
+from riemann_unlearn.ops.backend import as_scalar, backend
 from riemann_unlearn.ops.polar import Side, careful_distance, pair_similarities
 
 __all__ = ["TopK", "topk"]
@@ -93,6 +95,10 @@ def _topk(queries: Tensor, bank: Tensor, k: int, c: Tensor, hyperbolic: bool) ->
                 f"{name} must be finite, and hold NaN or Inf, which is near nothing; remove those rows first"
             )
     root = c.double().sqrt()
+    if backend(queries.device) == "triton":
+        kernels = importlib.import_module("riemann_unlearn.ops.topk_triton")
+        nearest: tuple[Tensor, Tensor] = kernels.topk(queries, bank, k, root, hyperbolic)
+        return nearest
     similarity = queries.new_empty(len(queries), k)
     index = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
     with torch.autocast(queries.device.type, enabled=False):

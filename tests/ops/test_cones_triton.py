@@ -104,17 +104,55 @@ def test_every_term_of_the_calibration_and_its_gradients(
             assert torch.allclose(one.cpu(), other, rtol=1e-10, atol=1e-13)
 
 
+class Recorder:
+    """A kernel that notes with which options it is launched."""
+
+    def __init__(self, kernel: Any, seen: list[dict[str, Any]]) -> None:
+        self.kernel, self.seen = kernel, seen
+
+    def __getattr__(self, name: str) -> Any:
+        part = getattr(self.kernel, name)
+        return Recorder(part, self.seen) if name == "fn" else part
+
+    def __getitem__(self, grid: Any) -> Any:
+        def run(*arguments: Any, **options: Any) -> None:
+            self.seen.append(options)
+            self.kernel[grid](*arguments, **options)
+
+        return run
+
+
+@pytest.mark.usefixtures("by_triton")
+def test_kernels_that_take_differences_are_compiled_without_fusing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused x·a - y·b of equal rows is not 0. Only a GPU fuses: the option is what can be seen anywhere."""
+    from riemann_unlearn.ops import cones_triton, ranks_triton, topk_triton
+
+    seen: list[dict[str, Any]] = []
+    kernels = {cones_triton: "_measure _step", topk_triton: "_nearest _measure", ranks_triton: "_own _count"}
+    for module, names in kernels.items():
+        for name in names.split():
+            monkeypatch.setattr(module, name, Recorder(getattr(module, name), seen))
+    text, image, root = (t.to(DEVICE) for t in (*batch("random", 1.0), torch.ones(()).double()))
+    cones(*leaves(text, image, torch.tensor(1.0, device=DEVICE))).outside.sum().backward()
+    topk_triton.topk(text, image, 2, root, True)
+    ranks_triton.ranks(text, image, torch.arange(len(text), device=DEVICE), root, True)
+    assert [options["enable_fp_fusion"] for options in seen] == [False] * 6
+
+
 COMPILE = """
 import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from riemann_unlearn.ops import calibration_triton, cones_triton, contrastive_triton
+from riemann_unlearn.ops import (
+    calibration_triton, cones_triton, contrastive_triton, ranks_triton, topk_triton,
+)
 
-NUMBERS = "rows columns first_own count inner a_row a_inner b_inner b_column out_row"
-KINDS = {"forget": "*i32", "ids": "*i64", **dict.fromkeys(NUMBERS.split(), "i32")}
+NUMBERS = "rows columns first_own count groups inner a_row a_inner b_inner b_column out_row"
+LONG = dict.fromkeys(("ids", "own", "chosen"), "*i64")
+KINDS = {"forget": "*i32", **LONG, **dict.fromkeys(NUMBERS.split(), "i32")}
 
-def compiled(kernel, real, constants, config=None, **kinds):
+def compiled(kernel, real, constants, config=None, fused=True, **kinds):
     kernel = kernel.fn if config else kernel  # what is tuned, without the tuning
     constants = {**constants, **(config.kwargs if config else {})}
     known = KINDS | kinds
@@ -123,6 +161,7 @@ def compiled(kernel, real, constants, config=None, **kinds):
         for name in kernel.arg_names
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages} if config else {}
+    options |= {} if fused else cones_triton.UNFUSED
     source, hopper = ASTSource(kernel, signature, constants), GPUTarget("cuda", 90, 32)
     made = triton.compile(source, target=hopper, options=options)
     assert made.asm["cubin"]
@@ -132,7 +171,7 @@ numbers = "*fp64"
 pairs = {"K": 0.2, "BLOCK": 256}
 for kernel in (cones_triton._measure, cones_triton._step):
     features = dict.fromkeys(("text", "image", "out", "out_image"), "*fp32")
-    compiled(kernel, numbers, pairs, **features)
+    compiled(kernel, numbers, pairs, fused=False, **features)
 for target in (None, 1.5):
     constants = {**pairs, "WEIGHTS": (1.0, 0.3, 0.7, 0.05, 0.2, 0.5, 2.0), "TARGET": target}
     for kernel in (calibration_triton._terms, calibration_triton._gradients):
@@ -143,6 +182,16 @@ for precision in ("tf32x3", "tf32", "bf16"):
 for kernel in (contrastive_triton._reduce, contrastive_triton._differentiate):
     constants = {"HYPERBOLIC": True, "IDS": True, "BLOCK": 64}
     compiled(kernel, "*fp32", constants, kernel.configs[0])
+sides = dict.fromkeys("x y scale1 scale2 less_one1 less_one2 level".split(), "*fp32")
+for hyperbolic in (True, False):
+    shape = {"HYPERBOLIC": hyperbolic}
+    compiled(topk_triton._measure, numbers, {**shape, "BLOCK": 128, "GROUP": 32}, fused=False, **sides)
+    compiled(ranks_triton._own, numbers, {**shape, "BLOCK": 128}, fused=False, **sides)
+    for wide in (True, False):
+        choices = {**shape, "WIDE": wide}
+        config, grouped = topk_triton.TILES[0], {**choices, "GROUP": 32}
+        compiled(topk_triton._nearest, numbers, grouped, config, fused=False, out="*fp32", **sides)
+        compiled(ranks_triton._count, numbers, choices, config, fused=False, **{**sides, "count": "*i64"})
 """
 
 
@@ -152,4 +201,4 @@ def test_every_kernel_compiles_for_a_gpu_that_need_not_be_there() -> None:
     command = [sys.executable, "-W", "ignore", "-c", COMPILE]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 2 + 4 + 3 + 2
+    assert len(done.stdout.split()) == 2 + 4 + 3 + 2 + 2 * (2 + 2 * 2)

@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 
 import pytest
 import torch
+from torch import Tensor
 
 import riemann_unlearn.ops.topk  # noqa: F401
 from riemann_unlearn.geometry import tangent
-from riemann_unlearn.ops import topk
+from riemann_unlearn.ops import TopK
+from riemann_unlearn.ops import topk as on_any_device
 from tests.ops.test_contrastive import D, directions
 
 module = sys.modules["riemann_unlearn.ops.topk"]  # the package's name for it is the function
+
+
+def run_by(request: pytest.FixtureRequest, module: ModuleType) -> torch.device:
+    """Have an op of ``module`` done by torch on the CPU, or by Triton, interpreted where there is no GPU."""
+    if request.param == "torch":
+        return torch.device("cpu")
+    pytest.importorskip("triton")
+    request.getfixturevalue("monkeypatch").setattr(module, "backend", lambda device: "triton")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(params=["torch", "triton"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return run_by(request, module)
+
+
+def topk(queries: Tensor, bank: Tensor, k: int, c: float | None = None, *, device: torch.device) -> TopK:
+    """What is found on a device."""
+    return TopK(*(t.cpu() for t in on_any_device(queries.to(device), bank.to(device), k, c)))
 
 
 @pytest.mark.parametrize("group", [2, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("radius", [0.1, 2.0, 10.0, 50.0])
 def test_it_finds_what_a_search_of_everything_finds(
-    radius: float, dtype: torch.dtype, group: int, monkeypatch: pytest.MonkeyPatch
+    radius: float,
+    dtype: torch.dtype,
+    group: int,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "GROUP", group)
     monkeypatch.setattr(module, "QUERIES", 16)
@@ -28,34 +54,62 @@ def test_it_finds_what_a_search_of_everything_finds(
     bank = (directions(150, 2) * radius * torch.linspace(0.5, 1, 150)[:, None]).to(dtype)
     everything = -tangent.dist(queries[:, None].double(), bank[None].double(), 0.7)
     want = everything.topk(5, dim=1)
-    found = topk(queries, bank, 5, 0.7)
+    found = topk(queries, bank, 5, 0.7, device=device)
     assert torch.equal(found.indices, want.indices)
     assert torch.allclose(found.similarity.double(), want.values, rtol=1e-6)
     assert found.similarity.dtype == dtype
 
 
-def test_cosines() -> None:
+def test_cosines(device: torch.device) -> None:
     queries, bank = directions(40, 1) * 3, directions(150, 2) * 2
     want = (directions(40, 1).double() @ directions(150, 2).double().mT).topk(5, dim=1)
-    found = topk(queries, bank, 5)
+    found = topk(queries, bank, 5, device=device)
     assert torch.equal(found.indices, want.indices)
     assert torch.allclose(found.similarity.double(), want.values, atol=1e-6)
 
 
-def test_what_a_product_cannot_order_is_ordered_by_differences() -> None:
+def test_what_a_product_cannot_order_is_ordered_by_differences(device: torch.device) -> None:
     """Five rows 1e-4 to 5e-4 from the query at radius 6, where a float32 product is off by 0.1."""
     query = directions(1, 1) * 6
     steps = torch.tensor([3.0, 1.0, 5.0, 2.0, 4.0])[:, None] * 1e-4
     bank = torch.cat([directions(50, 2) * 6, query * (1 + steps / 6)])
-    found = topk(query, bank, 5, 1.0)
+    found = topk(query, bank, 5, 1.0, device=device)
     assert found.indices[0].tolist() == [51, 53, 50, 54, 52]
     assert torch.allclose(-found.similarity[0], torch.arange(1, 6) * 1e-4, rtol=1e-2)
 
 
-def test_the_whole_bank_and_no_queries() -> None:
+def test_the_whole_bank_and_no_queries(device: torch.device) -> None:
     bank = directions(3, 2)
-    assert topk(bank, bank, 3, 1.0).indices[:, 0].tolist() == [0, 1, 2]
-    assert topk(bank[:0], bank, 2, 1.0).indices.shape == (0, 2)
+    assert topk(bank, bank, 3, 1.0, device=device).indices[:, 0].tolist() == [0, 1, 2]
+    assert topk(bank[:0], bank, 2, 1.0, device=device).indices.shape == (0, 2)
+
+
+@pytest.mark.parametrize("radius", [1e-4, 1.0, 50.0])
+def test_equal_rows_are_at_no_distance(radius: float, device: torch.device) -> None:
+    rows = directions(40, 1) * radius
+    found = topk(rows, rows, 1, 1.0, device=device)
+    assert found.indices[:, 0].tolist() == list(range(40))
+    assert found.similarity.abs().max() == 0
+
+
+def test_a_bank_of_half_precision_is_read_as_it_is(device: torch.device) -> None:
+    queries, bank = directions(5, 1), directions(90, 2).half()
+    found, want = (topk(queries, rows, 4, 1.0, device=device) for rows in (bank, bank.float()))
+    assert torch.equal(found.indices, want.indices)
+    assert torch.equal(found.similarity, want.similarity)
+
+
+def test_wide_rows_and_many_queries_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = pytest.importorskip("riemann_unlearn.ops.topk_triton")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(module, "backend", lambda device: "triton")
+    rows = directions(40, 1), directions(150, 2)
+    want = topk(*rows, 3, 1.0, device=device)
+    monkeypatch.setattr(on_gpu, "WIDEST", 16)
+    monkeypatch.setattr(on_gpu, "ROOM", 2**16)
+    found = topk(*rows, 3, 1.0, device=device)
+    assert torch.equal(found.indices, want.indices)
+    assert torch.allclose(found.similarity, want.similarity, rtol=1e-6)
 
 
 def test_torch_finds_nothing_wrong_with_the_operator() -> None:
@@ -66,13 +120,13 @@ def test_torch_finds_nothing_wrong_with_the_operator() -> None:
 def test_bad_arguments_are_refused() -> None:
     x = torch.zeros(3, D)
     with pytest.raises(ValueError, match=r"got \(3, 32\) and \(3, 31\)"):
-        topk(x, x[:, 1:], 1)
+        on_any_device(x, x[:, 1:], 1)
     with pytest.raises(ValueError, match="k must be from 1 to the bank's 3 rows, got 4"):
-        topk(x, x, 4)
+        on_any_device(x, x, 4)
     broken = torch.full((3, D), torch.nan)
     with pytest.raises(ValueError, match="bank must be finite, and hold"):
-        topk(torch.ones(3, D), broken, 1, 1.0)
+        on_any_device(torch.ones(3, D), broken, 1, 1.0)
     with pytest.raises(ValueError, match="queries must be finite, and hold"):
-        topk(broken, torch.ones(3, D), 1)
+        on_any_device(broken, torch.ones(3, D), 1)
     with pytest.raises(ValueError, match="c must be positive"):
-        topk(x, x, 1, 0.0)
+        on_any_device(x, x, 1, 0.0)
