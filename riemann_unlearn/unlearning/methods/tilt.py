@@ -54,8 +54,8 @@ class Tilt(GradientMethod):
     retain_batch: ClassVar[int] = 144
 
     learning_rate: float = setting(4e-4, 1e-8, 1.0, "of Riemannian Adam, at its largest")
-    steps: int = setting(600, 1, 1_000_000, "optimizer steps")
-    margin: float = setting(6.0, 0, 100, "m: log odds against a forgotten caption that are enough")
+    steps: int = setting(1200, 1, 1_000_000, "optimizer steps")
+    margin: float = setting(9.0, 0, 100, "m: log odds against a forgotten caption that are enough")
     retain: float = setting(20.0, 0, 1e4, "ρ: weight of the retained images' divergence")
     target: float = setting(0.1, 0, 1e4, "κ: weight of the forgotten images' divergence")
     mixing: float = setting(0.1, 0, 1e4, "μ: weight of what tells forgotten images from retained ones")
