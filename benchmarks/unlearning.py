@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="model of every run (default: meru-emoji, or clip-emoji for ac)")
     parser.add_argument("--concepts", nargs="+", type=int, default=[1, 3, 5, 10], metavar="N")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the methods")
     parser.add_argument("--output", type=Path, default=Path("unlearning.jsonl"))
     parser.add_argument("--table", action="store_true", help="print the tables of what is there, run nothing")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="forget against retain, as .png or .svg")
@@ -57,11 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--concepts must be from 1 to {len(CONCEPTS)}")
     rows = read(options.output)
     done = {_key(row) for row in rows}
+    changed = {name: json.loads(value) for name, _, value in (text.partition("=") for text in options.set)}
     asked = () if options.table else itertools.product(options.concepts, options.seeds, options.methods)
     for count, seed, method in asked:
         model = options.model or ("clip-emoji" if method in EUCLIDEAN else "meru-emoji")
-        if (method, model, CONCEPTS[:count], seed) not in done:
-            rows.append(_run(method, model, CONCEPTS[:count], seed))
+        run = {
+            "method": method,
+            "settings": _settings(method, changed),
+            "model": model,
+            "forget": list(CONCEPTS[:count]),
+            "seed": seed,
+        }
+        if _key(run) not in done:
+            rows.append(_run(**run))
             append(options.output, rows[-1])
     print(tables(rows))
     if options.plot:
@@ -70,15 +81,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["method"], row["model"], tuple(row["forget"]), row["seed"]
+    settings = tuple(sorted(row["settings"].items()))
+    return row["method"], settings, row["model"], tuple(row["forget"]), row["seed"]
 
 
-def _run(method: str, model: str, forget: Sequence[str], seed: int) -> dict[str, Any]:
+def _settings(method: str, changed: Mapping[str, float] | None = None) -> dict[str, float]:
+    """All of a method, with its defaults but for what is changed."""
+    from riemann_unlearn.unlearning.methods import create_method
+
+    return asdict(create_method(method, changed))
+
+
+def _run(method: str, settings: dict[str, float], model: str, forget: list[str], seed: int) -> dict[str, Any]:
     import torch
 
     import riemann_unlearn as ru
 
-    metrics = ru.unlearn(model, forget=forget, method=method, seed=seed).metrics
+    metrics = ru.unlearn(model, forget=forget, method=method, settings=settings, seed=seed).metrics
     versions = {"riemann_unlearn": ru.__version__, "torch": torch.__version__}
     return {
         **metrics,
@@ -136,8 +155,15 @@ def _table(title: str, columns: dict[str, Callable[[str], Value]], rows: list[di
 def _groups(rows: list[dict[str, Any]]) -> dict[tuple[int, str, str], list[dict[str, Any]]]:
     groups: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: len(row["forget"])):
-        groups.setdefault((len(row["forget"]), row["method"], row["model"]), []).append(row)
+        groups.setdefault((len(row["forget"]), _label(row), row["model"]), []).append(row)
     return groups
+
+
+def _label(row: dict[str, Any]) -> str:
+    """The method, and what of its settings is no default."""
+    usual = _settings(row["method"])
+    changed = [f"{name} {value:g}" for name, value in row["settings"].items() if value != usual[name]]
+    return row["method"] + (f" ({', '.join(changed)})" if changed else "")
 
 
 def _cell(runs: list[dict[str, Any]], before: Value, after: Value) -> str:
@@ -154,9 +180,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    markers = dict(zip(dict.fromkeys(row["method"] for row in rows), "o^sDvP*X<>", strict=False))
+    markers = dict(zip(dict.fromkeys(map(_label, rows)), "o^sDvP*X<>pHd", strict=False))
     for method, marker in markers.items():
-        runs = [row for row in rows if row["method"] == method]
+        runs = [row for row in rows if _label(row) == method]
         points = axes.scatter(
             [
                 100 * (run["after"]["retain"]["recall_at_1"] - run["before"]["retain"]["recall_at_1"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import cones, contrastive, hac_step, loop_step, topk
+from benchmarks import cones, contrastive, hac_step, loop_step, topk, unlearning
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.unlearning.methods.hac import HAC
@@ -43,3 +44,28 @@ def test_the_plain_hac_of_a_whole_step_is_hac(meru: DualEncoder, world: Dataset)
     assert plain.keys() == ours.keys()
     for name, value in ours.items():
         torch.testing.assert_close(plain[name], value.to(plain[name].dtype), rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_that_is_in_the_file_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the same settings: others are a line of their own, which says what is not the default."""
+    seen = []
+
+    def run(**asked: Any) -> dict[str, Any]:
+        seen.append((asked["method"], asked["settings"]["steps"], asked["seed"]))
+        zero_shot = {"accuracy": 0.5, "recall_at_1": 0.25, "parent_accuracy": 1.0}
+        groups = {name: zero_shot for name in ("forget", "retain", "neighbours")}
+        other = {name: {"forget": 0.1, "retain": 0.2} for name in ("paraphrase", "prototype")}
+        times = {time: {**groups, "heldout": groups} for time in ("before", "after")}
+        return {**asked, **times, "audit": {"before": other, "after": other}}
+
+    monkeypatch.setattr(unlearning, "_run", run)
+    file = str(tmp_path / "rows.jsonl")
+    arguments = ["--methods", "hac", "--concepts", "1", "--seeds", "0", "1", "--output", file]
+    for more in ([], ["--seeds", "0", "1", "2"], ["--set", "steps=7"], ["--set", "steps=7"]):
+        unlearning.main([*arguments, *more])
+    assert seen == [("hac", 100, 0), ("hac", 100, 1), ("hac", 100, 2), ("hac", 7, 0), ("hac", 7, 1)]
+    table = capsys.readouterr().out.rpartition("**Seen images**")[2]
+    assert "| 1 | hac | meru-emoji | 3 | 50.0 → 50.0 | 25.0 → 25.0 | 100.0 → 100.0 |" in table
+    assert "| 1 | hac (steps 7) | meru-emoji | 2 |" in table

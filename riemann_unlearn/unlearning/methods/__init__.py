@@ -68,7 +68,7 @@ def create_method(name: str, settings: Mapping[str, float] | None = None) -> Met
     Examples
     --------
     >>> create_method("tilt", {"margin": 5.0})
-    Tilt(learning_rate=0.0004, steps=600, margin=5.0, retain=20.0, target=0.1, mixing=0.1, frozen=0.12)
+    Tilt(learning_rate=0.0004, steps=1200, margin=5.0, retain=20.0, target=0.1, mixing=0.1, frozen=0.12)
     """
     if name not in _METHODS:
         raise ValueError(f"no method {name!r}; there are: {', '.join(_METHODS)}")
