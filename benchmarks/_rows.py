@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from riemann_unlearn.unlearning.methods import create_method
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -18,6 +21,29 @@ def append(path: Path, row: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a run from others; two with the same need not both be made."""
+    settings = tuple(sorted(row["settings"].items()))
+    return row["model"], row["method"], settings, tuple(row["forget"]), row["seed"]
+
+
+def changes(texts: Sequence[str]) -> dict[str, float]:
+    """What ``--set NAME=VALUE`` asks for."""
+    return {name: json.loads(value) for name, _, value in (text.partition("=") for text in texts)}
+
+
+def settings(method: str, changed: Mapping[str, float]) -> dict[str, float]:
+    """All of a method: its defaults, which may be others one day, but for what is changed."""
+    return asdict(create_method(method, changed))
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """The method of a run, and what of its settings is no default."""
+    usual = settings(row["method"], {}) if row["settings"] else {}
+    changed = [f"{name} {value:g}" for name, value in row["settings"].items() if value != usual.get(name)]
+    return row["method"] + (f" ({', '.join(changed)})" if changed else "")
 
 
 def line(cells: Sequence[str]) -> str:

@@ -15,7 +15,6 @@ own. Needs Debian's package ``dataset-fashion-mnist`` and the extra ``audit``.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -28,7 +27,7 @@ from typing import Any
 import torch
 
 import riemann_unlearn as ru
-from benchmarks._rows import append, line, read
+from benchmarks._rows import append, changes, key, label, line, read, settings
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.evaluation.encoded import encode
 from riemann_unlearn.evaluation.membership import membership
@@ -96,11 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     rows = read(options.output)
     if not options.table:
-        settings = {name: json.loads(value) for name, _, value in (s.partition("=") for s in options.set)}
-        done = {_key(row) for row in rows}
+        done = {key(row) for row in rows}
         data = training_data()
-        for asked in _asked(options, settings):
-            if _key(asked) not in done:
+        for asked in _asked(options):
+            if key(asked) not in done:
                 rows.append(_run(asked, data, options.cache))
                 append(options.output, rows[-1])
     print(tables(rows))
@@ -109,13 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _asked(options: argparse.Namespace, settings: dict[str, float]) -> list[dict[str, Any]]:
+def _asked(options: argparse.Namespace) -> list[dict[str, Any]]:
     """What is to be measured: of every model and number of classes the references, then the methods."""
     return [
         {
             "model": model,
             "method": method,
-            "settings": {} if method in REFERENCES else settings,
+            "settings": {} if method in REFERENCES else settings(method, changes(options.set)),
             "forget": list(CLASSES[:count]),
             "seed": seed,
         }
@@ -124,10 +122,6 @@ def _asked(options: argparse.Namespace, settings: dict[str, float]) -> list[dict
         for count in options.classes
         for method in (*REFERENCES, *(name for name in options.methods if model in METHODS[name]))
     ]
-
-
-def _key(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(json.dumps(row[name]) for name in ("model", "method", "settings", "forget", "seed"))
 
 
 def training_data() -> Dataset:
@@ -241,9 +235,7 @@ def _groups(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, 
     """The runs that differ by nothing but the seed."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        settings = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
-        name = f"{row['method']} ({settings})" if settings else row["method"]
-        groups.setdefault((row["model"], name), []).append(row)
+        groups.setdefault((row["model"], label(row)), []).append(row)
     return groups
 
 

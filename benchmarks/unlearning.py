@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks._rows import append, line, read
+from benchmarks._rows import append, changes, key, label, line, read, settings
 
 CONCEPTS = (
     "food-fruit",
@@ -59,19 +57,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not all(1 <= count <= len(CONCEPTS) for count in options.concepts):
         parser.error(f"--concepts must be from 1 to {len(CONCEPTS)}")
     rows = read(options.output)
-    done = {_key(row) for row in rows}
-    changed = {name: json.loads(value) for name, _, value in (text.partition("=") for text in options.set)}
+    done = {key(row) for row in rows}
     asked = () if options.table else itertools.product(options.concepts, options.seeds, options.methods)
     for count, seed, method in asked:
         model = options.model or ("clip-emoji" if method in EUCLIDEAN else "meru-emoji")
         run = {
             "method": method,
-            "settings": _settings(method, changed),
+            "settings": settings(method, changes(options.set)),
             "model": model,
             "forget": list(CONCEPTS[:count]),
             "seed": seed,
         }
-        if _key(run) not in done:
+        if key(run) not in done:
             rows.append(_run(**run))
             append(options.output, rows[-1])
     print(tables(rows))
@@ -80,24 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    settings = tuple(sorted(row["settings"].items()))
-    return row["method"], settings, row["model"], tuple(row["forget"]), row["seed"]
-
-
-def _settings(method: str, changed: Mapping[str, float] | None = None) -> dict[str, float]:
-    """All of a method, with its defaults but for what is changed."""
-    from riemann_unlearn.unlearning.methods import create_method
-
-    return asdict(create_method(method, changed))
-
-
-def _run(method: str, settings: dict[str, float], model: str, forget: list[str], seed: int) -> dict[str, Any]:
+def _run(**asked: Any) -> dict[str, Any]:
     import torch
 
     import riemann_unlearn as ru
 
-    metrics = ru.unlearn(model, forget=forget, method=method, settings=settings, seed=seed).metrics
+    metrics = ru.unlearn(**asked).metrics
     versions = {"riemann_unlearn": ru.__version__, "torch": torch.__version__}
     return {
         **metrics,
@@ -155,15 +140,8 @@ def _table(title: str, columns: dict[str, Callable[[str], Value]], rows: list[di
 def _groups(rows: list[dict[str, Any]]) -> dict[tuple[int, str, str], list[dict[str, Any]]]:
     groups: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: len(row["forget"])):
-        groups.setdefault((len(row["forget"]), _label(row), row["model"]), []).append(row)
+        groups.setdefault((len(row["forget"]), label(row), row["model"]), []).append(row)
     return groups
-
-
-def _label(row: dict[str, Any]) -> str:
-    """The method, and what of its settings is no default."""
-    usual = _settings(row["method"])
-    changed = [f"{name} {value:g}" for name, value in row["settings"].items() if value != usual[name]]
-    return row["method"] + (f" ({', '.join(changed)})" if changed else "")
 
 
 def _cell(runs: list[dict[str, Any]], before: Value, after: Value) -> str:
@@ -180,9 +158,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    markers = dict(zip(dict.fromkeys(map(_label, rows)), "o^sDvP*X<>pHd", strict=False))
+    markers = dict(zip(dict.fromkeys(map(label, rows)), "o^sDvP*X<>pHd", strict=False))
     for method, marker in markers.items():
-        runs = [row for row in rows if _label(row) == method]
+        runs = [row for row in rows if label(row) == method]
         points = axes.scatter(
             [
                 100 * (run["after"]["retain"]["recall_at_1"] - run["before"]["retain"]["recall_at_1"])

@@ -102,11 +102,8 @@ def test_it_trains_forgets_measures_and_goes_on(
     asked += ["--classes", "1", "--methods", "tilt", "--set", "steps=1"]
     assert fashion.main(asked) == 0
     rows = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
-    assert [(r["method"], r["settings"]) for r in rows] == [
-        ("before", {}),
-        ("oracle", {}),
-        ("tilt", {"steps": 1}),
-    ]
+    assert [r["method"] for r in rows] == ["before", "oracle", "tilt"]
+    assert [r["settings"].get("steps") for r in rows] == [None, None, 1]
     assert trained_on == [[16] * 10, [0] + [16] * 9]  # the oracle has never seen a t-shirt
     assert rows[0]["heldout"]["retain"].keys() == rows[2]["heldout"]["retain"].keys()
 
