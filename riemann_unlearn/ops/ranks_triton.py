@@ -20,10 +20,12 @@ from riemann_unlearn.ops.topk_triton import (
     TILES,
     apart,
     apart_tile,
+    grid,
     is_far,
     meta,
     nearness,
     operands,
+    places,
     polar,
     tile,
 )
@@ -48,11 +50,8 @@ def ranks(queries: Tensor, bank: Tensor, own: Tensor, root: Tensor, hyperbolic: 
         HYPERBOLIC=hyperbolic, BLOCK=BLOCK, **UNFUSED,
     )  # fmt: skip
     level = (2 * torch.sinh(mine / 2).square() if hyperbolic else mine).float()
-
-    def grid(meta: dict[str, int]) -> tuple[int, int]:
-        return triton.cdiv(len(right), meta["N"]), triton.cdiv(len(left), meta["M"])
-
-    launch(_count, grid, *operands(left, right), own, mine, level, count, len(left), len(right), **meta(left))
+    found = own, mine, level, count
+    launch(_count, grid(left, right), *operands(left, right), *found, len(left), len(right), **meta(left))
     return count
 
 
@@ -95,8 +94,7 @@ def _count(
     HYPERBOLIC: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """Add how many of one tile's columns are at least as near to each row as its own."""
-    i = tl.program_id(1) * M + tl.arange(0, M)
-    j = tl.program_id(0) * N + tl.arange(0, N)
+    i, j = places(rows, M, N)
     others = (i < rows)[:, None] & (j < columns)[None, :]
     others = others & (tl.load(own + i, mask=i < rows, other=0)[:, None] != j[None, :])
     far = WIDE

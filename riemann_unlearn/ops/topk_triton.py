@@ -11,6 +11,7 @@ from differences at once, column by column: as exact, and many times slower.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,12 +56,8 @@ def topk(queries: Tensor, bank: Tensor, k: int, root: Tensor, hyperbolic: bool) 
 def _nearest_groups(left: Side, right: Side, groups: int) -> Tensor:
     """How near the nearest of each group is to each query, shape (N, groups)."""
     found = torch.empty(len(left), groups, dtype=torch.float32, device=left.x.device)
-
-    def grid(meta: dict[str, int]) -> tuple[int, int]:
-        return triton.cdiv(len(right), meta["N"]), triton.cdiv(len(left), meta["M"])
-
     sizes = len(left), len(right), groups
-    launch(_nearest, grid, *operands(left, right), found, *sizes, GROUP=GROUP, **meta(left))
+    launch(_nearest, grid(left, right), *operands(left, right), found, *sizes, GROUP=GROUP, **meta(left))
     return found
 
 
@@ -68,11 +65,16 @@ def _within(left: Side, right: Side, chosen: Tensor) -> Tensor:
     """How near each row of chosen groups is, shape (N, groups·GROUP); ∞ past the bank's end."""
     found = torch.empty(*chosen.shape, GROUP, dtype=torch.float64, device=chosen.device)
     block = min(WIDEST, int(triton.next_power_of_2(max(left.x.shape[1], 1))))
-    _measure[(chosen.shape[1], len(left))](
+    _measure[(chosen.numel(),)](
         left.x, right.x, chosen.contiguous(), *polar(left), *polar(right), found, len(right),
-        left.x.shape[1], HYPERBOLIC=left.hyperbolic, BLOCK=block, GROUP=GROUP, **UNFUSED,
+        chosen.shape[1], left.x.shape[1], HYPERBOLIC=left.hyperbolic, BLOCK=block, GROUP=GROUP, **UNFUSED,
     )  # fmt: skip
     return found.flatten(1)
+
+
+def grid(left: Side, right: Side) -> Callable[[dict[str, int]], tuple[int]]:
+    """Programs, one a tile; an axis of the grid other than the first would end at 65,535."""
+    return lambda meta: (triton.cdiv(len(left), meta["M"]) * triton.cdiv(len(right), meta["N"]),)
 
 
 def operands(left: Side, right: Side) -> tuple[Tensor, ...]:
@@ -97,6 +99,14 @@ def polar(side: Side) -> tuple[Tensor, ...]:
     if not side.hyperbolic:
         return (side.inverse,) * 5
     return side.inverse, side.r, side.shrunk, side.shrunk2, side.decay
+
+
+@triton.jit
+def places(rows, M: tl.constexpr, N: tl.constexpr):
+    """Rows and columns of one program's tile; programs that run together take the same rows of the bank."""
+    down = tl.cdiv(rows, M)
+    i = (tl.program_id(0) % down) * M + tl.arange(0, M)
+    return i, (tl.program_id(0) // down) * N + tl.arange(0, N)
 
 
 @triton.jit
@@ -201,8 +211,7 @@ def _nearest(
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """Of one tile, how near the nearest of each group of columns is."""
-    i = tl.program_id(1) * M + tl.arange(0, M)
-    j = tl.program_id(0) * N + tl.arange(0, N)
+    i, j = places(rows, M, N)
     far = WIDE
     if HYPERBOLIC and not WIDE:
         far = is_far(r1, r2, i, j, rows, columns)
@@ -224,19 +233,19 @@ def _nearest(
             found = 2 * tl.where(small, t, tl.log(rounded) * (t / tl.where(small, 1.0, rounded - 1)))
     found = tl.where((j < columns)[None, :], found, float("inf"))
     nearest = tl.min(tl.reshape(found, (M, N // GROUP, GROUP)), 2)
-    group = tl.program_id(0) * (N // GROUP) + tl.arange(0, N // GROUP)
+    group = tl.min(j) // GROUP + tl.arange(0, N // GROUP)
     inside = (i < rows)[:, None] & (group < groups)[None, :]
     tl.store(out + i.to(tl.int64)[:, None] * groups + group[None, :], nearest, mask=inside)
 
 
 @triton.jit
 def _measure(
-    x, y, chosen, inverse1, r1, shrunk1, a1, decay1, inverse2, r2, shrunk2, a2, decay2, out, columns, inner,
-    HYPERBOLIC: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
+    x, y, chosen, inverse1, r1, shrunk1, a1, decay1, inverse2, r2, shrunk2, a2, decay2, out,
+    columns, count, inner, HYPERBOLIC: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """How near the rows of one chosen group are to one query."""
-    i = tl.program_id(1).to(tl.int64)
-    place = i * tl.num_programs(0) + tl.program_id(0)
+    place = tl.program_id(0).to(tl.int64)
+    i = place // count
     j = tl.load(chosen + place) * GROUP + tl.arange(0, GROUP)
     in_j = j < columns
     by_row, by_column = tl.load(inverse1 + i), tl.load(inverse2 + j, mask=in_j, other=0.0)[:, None]

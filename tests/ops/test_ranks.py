@@ -29,7 +29,7 @@ def ranks(
     return on_any_device(*(t.to(device) for t in (queries, bank, own)), c).cpu()
 
 
-OWN = torch.arange(40) * 3
+OWN = torch.arange(75) * 2
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_counts_what_a_search_of_everything_counts(
     radius: float, dtype: torch.dtype, device: torch.device
 ) -> None:
-    queries = (directions(40, 1) * radius).to(dtype)
+    queries = (directions(75, 1) * radius).to(dtype)
     bank = (directions(150, 2) * radius * torch.linspace(0.5, 1, 150)[:, None]).to(dtype)
     bank[100:] = bank[:50]  # each own row but the last few has a double
     everything = tangent.dist(queries[:, None].double(), bank[None].double(), 0.7)
@@ -61,9 +61,9 @@ def test_what_a_product_cannot_order_is_ordered_by_differences(device: torch.dev
 
 
 def test_cosines_and_their_ties(device: torch.device) -> None:
-    queries, bank = directions(40, 1) * 3, directions(150, 2) * 2
+    queries, bank = directions(75, 1) * 3, directions(150, 2) * 2
     bank[100:] = bank[:50]
-    everything = directions(40, 1).double() @ (bank / 2).double().mT
+    everything = directions(75, 1).double() @ (bank / 2).double().mT
     everything[:, 100:] = everything[:, :50]
     want = (everything >= everything.gather(1, OWN[:, None])).sum(1) - 1
     assert torch.equal(ranks(queries, bank, OWN, device=device), want)

@@ -86,9 +86,9 @@ def test_the_whole_bank_and_no_queries(device: torch.device) -> None:
 
 @pytest.mark.parametrize("radius", [1e-4, 1.0, 50.0])
 def test_equal_rows_are_at_no_distance(radius: float, device: torch.device) -> None:
-    rows = directions(40, 1) * radius
+    rows = directions(150, 1) * radius
     found = topk(rows, rows, 1, 1.0, device=device)
-    assert found.indices[:, 0].tolist() == list(range(40))
+    assert found.indices[:, 0].tolist() == list(range(150))
     assert found.similarity.abs().max() == 0
 
 
