@@ -30,6 +30,8 @@ import riemann_unlearn as ru
 from riemann_unlearn.io import atomic_write
 
 WORDNET = Path("/usr/share/wordnet")
+RATES = {"RiemannianSGD": 30.0, "RiemannianAdam": 0.05}
+"""Learning rates that suit the mammals."""
 LOGIT_SCALE = 4
 """τ: what distances are multiplied by in the loss. At the papers' 1 an embedding is four times as wide."""
 NEAREST = 1e-3
@@ -231,6 +233,7 @@ def embed(
     dim: int,
     *,
     parameters: str,
+    optimizer: str,
     epochs: int,
     batch: int,
     lr: float,
@@ -239,40 +242,36 @@ def embed(
 ) -> geoopt.ManifoldParameter:
     """Points of all nodes, trained with the ranking loss; goes on from ``checkpoint`` if that is a file.
 
-    ``parameters`` are the points ("manifold", by Riemannian gradient descent), or tangent vectors at the
-    origin that become points in the end ("tangent", by Adam).
+    ``parameters`` are the points ("manifold"), or tangent vectors at the origin that become points in the end
+    ("tangent"); ``optimizer`` is a class of ``ru.optim``.
     """
     generator = torch.Generator().manual_seed(seed)
     count = len(taxonomy.names)
     vectors = torch.randn(count, dim, generator=generator) * 1e-2
-    table: Tensor
-    optimizer: ru.optim.RiemannianSGD | ru.optim.RiemannianAdam
+    table, geodesic = torch.nn.Parameter(vectors), {}
     if parameters == "manifold":
-        table = lifted(manifold, vectors)
-        optimizer = ru.optim.RiemannianSGD([table], lr=lr, max_step=1.0, retraction=False)
-    else:
-        table = torch.nn.Parameter(vectors)
-        optimizer = ru.optim.RiemannianAdam([table], lr=lr)
+        table, geodesic = lifted(manifold, vectors), {"max_step": 1.0, "retraction": False}
+    stepper = getattr(ru.optim, optimizer)([table], lr=lr, **geodesic)
     ranking = RankingLoss(taxonomy, manifold if parameters == "manifold" else None)
     steps = epochs * -(-count // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, cycle_momentum=False)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(stepper, lr, total_steps=steps, cycle_momentum=False)
     done = 0
     if checkpoint is not None and checkpoint.is_file():
         saved = torch.load(checkpoint, weights_only=True)
         table.data = saved["table"]
-        optimizer.load_state_dict(saved["optimizer"])
+        stepper.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         generator.set_state(saved["generator"])
         done = saved["epochs"]
     for epoch in tqdm(range(done, epochs), desc=f"embed {count} nodes", unit="epoch", disable=None):
         for nodes in torch.randperm(count, generator=generator).split(batch):
-            optimizer.zero_grad()
+            stepper.zero_grad()
             ranking(table, nodes).backward()
-            optimizer.step()
+            stepper.step()
             schedule.step()
         if checkpoint is not None:
             buffer = io.BytesIO()
-            state = {"table": table.detach().as_subclass(Tensor), "optimizer": optimizer.state_dict()}
+            state = {"table": table.detach().as_subclass(Tensor), "optimizer": stepper.state_dict()}
             state |= {"schedule": schedule.state_dict(), "generator": generator.get_state()}
             torch.save(state | {"epochs": epoch + 1}, buffer)
             atomic_write(checkpoint, buffer.getvalue())
@@ -352,10 +351,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--parameters",
         choices=("manifold", "tangent"),
         default="manifold",
-        help="points on the manifold, stepped by RiemannianSGD, or tangent vectors at its origin, by Adam",
+        help="points on the manifold, or tangent vectors at its origin (default: manifold)",
+    )
+    parser.add_argument(
+        "--optimizer",
+        choices=tuple(RATES),
+        help="default: RiemannianSGD of points, RiemannianAdam of tangent vectors",
     )
     parser.add_argument("--batch", type=int, default=600, help="nodes of a step (default: 600)")
-    parser.add_argument("--lr", type=float, help="default: 30 on the manifold, 0.05 of tangent vectors")
+    parser.add_argument("--lr", type=float, help="default: 30 of RiemannianSGD, 0.05 of RiemannianAdam")
     parser.add_argument("--unlearn-steps", type=int, default=300, help="0: embed only (default: 300)")
     parser.add_argument("--unlearn-lr", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
@@ -371,13 +375,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inside = taxonomy.below(options.forget)
     forget = inside[taxonomy.pairs].all(1)
     count = len(taxonomy.names)
-    lr = options.lr or {"manifold": 30.0, "tangent": 0.05}[options.parameters]
+    usual = {"manifold": "RiemannianSGD", "tangent": "RiemannianAdam"}[options.parameters]
+    optimizer = options.optimizer or usual
+    lr = options.lr or RATES[optimizer]
     started = time.perf_counter()
     points = embed(
         taxonomy,
         manifold,
         options.dim,
         parameters=options.parameters,
+        optimizer=optimizer,
         epochs=options.epochs,
         batch=options.batch,
         lr=lr,
@@ -394,6 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "epochs": options.epochs,
         "batch": options.batch,
         "parameters": options.parameters,
+        "optimizer": optimizer,
         "lr": lr,
         "seed": options.seed,
         "embed_seconds": round(embedded - started, 1),
