@@ -161,11 +161,13 @@ def test_forgotten_pairs_end_as_far_apart_as_random_ones(folder: Path, manifold:
     assert before < 0.85 < 0.9 < share() < 1.1
 
 
+@pytest.mark.parametrize("optimizer", ["RiemannianSGD", "RiemannianAdam"])
 @pytest.mark.parametrize("parameters", ["manifold", "tangent"])
 def test_an_embedding_goes_on_from_its_checkpoint(
-    folder: Path, tmp_path: Path, parameters: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, parameters: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"parameters": parameters, "epochs": 4, "batch": 4, "lr": 0.1, "seed": 0}
+    options: dict[str, Any] = {"epochs": 4, "batch": 4, "lr": 0.1, "seed": 0}
+    options |= {"parameters": parameters, "optimizer": optimizer}
     taxonomy = wordnet.closure(folder, "thing.n.01")
     whole = wordnet.embed(taxonomy, ru.Lorentz(), 3, **options)
     checkpoint = tmp_path / "points.pt"
