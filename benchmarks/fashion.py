@@ -262,7 +262,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     by_name = {column.name: column.value for column in COLUMNS}
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.axvline(0, color="grey", linewidth=0.5)
     shown = [row for row in rows if row["method"] != "oracle"]
@@ -278,7 +278,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         )
     axes.set_xlabel("retained test accuracy less the oracle's, points (right is better)")
     axes.set_ylabel("the forgotten by linear probe, less the oracle's, points")
-    axes.legend(title="larger: three classes")
+    figure.legend(title="larger: three classes", loc="outside lower center", ncols=3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
