@@ -90,7 +90,7 @@ def topk(queries: Tensor, bank: Tensor, k: int, c: Curvature | None = None) -> T
 )
 def _topk(queries: Tensor, bank: Tensor, k: int, c: Tensor, hyperbolic: bool) -> tuple[Tensor, Tensor]:
     for name, features in (("queries", queries), ("bank", bank)):
-        if not all(bool(block.isfinite().all()) for block in torch.split(features, BLOCK)):
+        if not torch.stack([block.isfinite().all() for block in torch.split(features, BLOCK)]).all():
             raise ValueError(
                 f"{name} must be finite, and hold NaN or Inf, which is near nothing; remove those rows first"
             )
