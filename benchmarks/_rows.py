@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from riemann_unlearn.cli import parse_setting
 from riemann_unlearn.unlearning.methods import create_method
 
 
@@ -25,23 +26,18 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What tells a run from others; two with the same need not both be made."""
-    settings = tuple(sorted(row["settings"].items()))
-    return row["model"], row["method"], settings, tuple(row["forget"]), row["seed"]
+    changed = tuple(sorted(row["settings"].items()))
+    return row["model"], row["method"], changed, tuple(row["forget"]), row["seed"]
 
 
-def changes(texts: Sequence[str]) -> dict[str, float]:
-    """What ``--set NAME=VALUE`` asks for."""
-    return {name: json.loads(value) for name, _, value in (text.partition("=") for text in texts)}
-
-
-def settings(method: str, changed: Mapping[str, float]) -> dict[str, float]:
-    """All of a method: its defaults, which may be others one day, but for what is changed."""
-    return asdict(create_method(method, changed))
+def settings(method: str, changes: Sequence[str] = ()) -> dict[str, float]:
+    """All of a method: its defaults, which may be others one day, but for what --set NAME=VALUE changes."""
+    return asdict(create_method(method, dict(map(parse_setting, changes))))
 
 
 def label(row: Mapping[str, Any]) -> str:
     """The method of a run, and what of its settings is no default."""
-    usual = settings(row["method"], {}) if row["settings"] else {}
+    usual = settings(row["method"]) if row["settings"] else {}
     changed = [f"{name} {value:g}" for name, value in row["settings"].items() if value != usual.get(name)]
     return row["method"] + (f" ({', '.join(changed)})" if changed else "")
 

@@ -15,6 +15,7 @@ own. Needs Debian's package ``dataset-fashion-mnist`` and the extra ``audit``.
 from __future__ import annotations
 
 import argparse
+import itertools
 import platform
 import statistics
 import sys
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 
 import riemann_unlearn as ru
-from benchmarks._rows import append, changes, key, label, line, read, settings
+from benchmarks._rows import append, key, label, line, read, settings
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.evaluation.encoded import encode
 from riemann_unlearn.evaluation.membership import membership
@@ -113,7 +114,7 @@ def _asked(options: argparse.Namespace) -> list[dict[str, Any]]:
         {
             "model": model,
             "method": method,
-            "settings": {} if method in REFERENCES else settings(method, changes(options.set)),
+            "settings": {} if method in REFERENCES else settings(method, options.set),
             "forget": list(CLASSES[:count]),
             "seed": seed,
         }
@@ -266,7 +267,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.axvline(0, color="grey", linewidth=0.5)
     shown = [row for row in rows if row["method"] != "oracle"]
-    for ((model, method), runs), marker in zip(_groups(shown).items(), "osD^vP*X<>", strict=False):
+    markers = itertools.cycle("osD^vP*X<>")
+    for ((model, method), runs), marker in zip(_groups(shown).items(), markers, strict=False):
         oracles = [next(r for r in _oracles(rows, [run]) if r["forget"] == run["forget"]) for run in runs]
         x, y = (
             [100 * (by_name[name](run) - by_name[name](o)) for run, o in zip(runs, oracles, strict=True)]

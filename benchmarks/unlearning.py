@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks._rows import append, changes, key, label, line, read, settings
+from benchmarks._rows import append, key, label, line, read, settings
 
 CONCEPTS = (
     "food-fruit",
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.unlearning", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--methods", nargs="+", help="default: tilt hac ac; in a table, all there are")
+    parser.add_argument("--methods", nargs="+", help="default: tilt hac ac; in tables and plots, all")
     parser.add_argument("--model", help="model of every run (default: meru-emoji, or clip-emoji for ac)")
     parser.add_argument("--concepts", nargs="+", type=int, default=[1, 3, 5, 10], metavar="N")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = options.model or ("clip-emoji" if method in EUCLIDEAN else "meru-emoji")
         run = {
             "method": method,
-            "settings": settings(method, changes(options.set)),
+            "settings": settings(method, options.set),
             "model": model,
             "forget": list(CONCEPTS[:count]),
             "seed": seed,
@@ -72,9 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if key(run) not in done:
             rows.append(_run(**run))
             append(options.output, rows[-1])
-    print(tables([row for row in rows if not options.methods or row["method"] in options.methods]))
+    shown = [row for row in rows if not options.methods or row["method"] in options.methods]
+    print(tables(shown))
     if options.plot:
-        plot(rows, options.plot)
+        plot(shown, options.plot)
     return 0
 
 
@@ -159,7 +160,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    markers = dict(zip(dict.fromkeys(map(label, rows)), "o^sDvP*X<>pHd", strict=False))
+    markers = dict(zip(dict.fromkeys(map(label, rows)), itertools.cycle("o^sDvP*X<>pHd"), strict=False))
     for method, marker in markers.items():
         runs = [row for row in rows if label(row) == method]
         points = axes.scatter(

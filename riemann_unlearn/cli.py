@@ -261,7 +261,7 @@ def _run(options: argparse.Namespace) -> None:
         for name in ("forget", "model", "data", "method", "seed", "saliency")
         if (value := getattr(options, name)) is not None
     }
-    settings = dict(_setting(text) for text in options.set)
+    settings = dict(map(parse_setting, options.set))
     if options.steps is not None:
         settings["steps"] = options.steps
     if options.resume and options.output is None:
@@ -439,7 +439,8 @@ def _bench(options: argparse.Namespace) -> None:
     importlib.import_module(f"benchmarks.{options.name}").main(options.arguments)
 
 
-def _setting(text: str) -> tuple[str, float]:
+def parse_setting(text: str) -> tuple[str, float]:
+    """The name and the number of NAME=NUMBER; ValueError for anything else."""
     name, equals, value = text.partition("=")
     try:
         number = int(value) if value.lstrip("+-").isdecimal() else float(value)
