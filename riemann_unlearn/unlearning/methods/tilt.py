@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from riemann_unlearn.evaluation.encoding import encode_captions
 from riemann_unlearn.models import DualEncoder
+from riemann_unlearn.unlearning.frozen import FrozenCopy
 from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, Problem, Step, setting
 
 
@@ -43,8 +43,8 @@ class Tilt(GradientMethod):
     bounded, and with the forgotten gone the steps that are left repair what is retained. Only the image
     tower moves. Captions therefore stay where they are, all of them can be candidates at every step for
     the price of one matrix product, and a caption never used in unlearning means what it meant and finds
-    no image any more. The tower's first layers stay as well: they hold few of the weights, and almost
-    half of the work of a step.
+    no image any more. The tower's first layers stay as well: they hold few of the weights and half of
+    the forward pass, and run once for this model and the frozen one.
     """
 
     name: ClassVar[str] = "tilt"
@@ -75,16 +75,19 @@ class Tilt(GradientMethod):
 
     def objective(self, problem: Problem) -> Objective:
         """The loss against the model as it is now."""
-        frozen = copy.deepcopy(problem.model).requires_grad_(False)
+        copied = FrozenCopy(problem.model, moved=self.parameters(problem.model))
+        frozen = copied.model
         captions = encode_captions(problem.model, problem.dataset.taxonomy)
         scale = frozen.logit_scale.exp()
 
         def terms(step: Step) -> dict[str, Tensor]:
+            with copied.following():
+                features = step.image_features
             with torch.no_grad():
                 before = frozen.encode_image(frozen.preprocess(step.batch.images))
             found = step.sum_over_levels(lambda level: one_level(step, level, before))
             forget = torch.stack(list(step.forget.values())).any(0).to(before.device)
-            images = step.image_features[forget], step.image_features[~forget].detach()
+            images = features[forget], features[~forget].detach()
             if min(map(len, images)) > 1:  # a forgotten image has others to be compared with
                 forgotten, retained = (scale * step.model.similarity(images[0], side) for side in images)
                 found["mixing_loss"] = self.mixing * _mean(F.relu(_mixing(forgotten, retained)))
