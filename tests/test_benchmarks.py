@@ -58,7 +58,8 @@ def test_a_run_that_is_in_the_file_is_not_run_again(
         groups = {name: zero_shot for name in ("forget", "retain", "neighbours")}
         other = {name: {"forget": 0.1, "retain": 0.2} for name in ("paraphrase", "prototype")}
         times = {time: {**groups, "heldout": groups} for time in ("before", "after")}
-        return {**asked, **times, "audit": {"before": other, "after": other}}
+        chance = {"accuracy": 0.25, "recall_at_1": 0.125}
+        return {**asked, **times, "chance": chance, "audit": {"before": other, "after": other}}
 
     monkeypatch.setattr(unlearning, "_run", run)
     file = str(tmp_path / "rows.jsonl")
@@ -67,5 +68,22 @@ def test_a_run_that_is_in_the_file_is_not_run_again(
         unlearning.main([*arguments, *more])
     assert seen == [("hac", 100, 0), ("hac", 100, 1), ("hac", 100, 2), ("hac", 7, 0), ("hac", 7, 1)]
     table = capsys.readouterr().out.rpartition("**Seen images**")[2]
-    assert "| 1 | hac | meru-emoji | 3 | 50.0 → 50.0 | 25.0 → 25.0 | 100.0 → 100.0 |" in table
+    assert "| 1 | hac | meru-emoji | 3 | 50.0 → 50.0 ✗ | 25.0 → 25.0 | 100.0 → 100.0 |" in table
     assert "| 1 | hac (steps 7) | meru-emoji | 2 |" in table
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "worse"),
+    [
+        ("forget accuracy", 2.02, 2.03),
+        ("their category", 85, 84.9),
+        ("retain accuracy", 89, 88.9),
+        ("retain recall@1", 89, 88.9),
+        ("neighbours' accuracy", 87, 86.9),
+        ("forget by paraphrase", 3.02, 3.03),
+    ],
+)
+def test_bars_of_the_unlearning_benchmark(name: str, limit: float, worse: float) -> None:
+    (column,) = (column for column in (*unlearning.IMAGES, *unlearning.AUDIT) if column.name == name)
+    assert column.holds(90, limit, chance=1.02)
+    assert not column.holds(90, worse, chance=1.02)
