@@ -12,7 +12,7 @@ from riemann_unlearn import training
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.data.batch import LEVELS, make_batch
 from riemann_unlearn.evaluation.encoding import encode_images, encode_texts
-from riemann_unlearn.losses import ContrastiveLoss
+from riemann_unlearn.losses import AlignmentCalibration, ContrastiveLoss
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.unlearning import create_method, list_methods
 from riemann_unlearn.unlearning.methods import DirectMethod, GradientMethod, Method, Problem, Step
@@ -97,6 +97,15 @@ def test_calibration_is_summed_over_the_levels_that_forget(
     one = terms(name, problem(meru, world, "red apple", "banana"))
     two = terms(name, problem(meru, world, "food-fruit"))
     assert one["positive_alignment_loss"] != two["positive_alignment_loss"]
+
+
+def test_ac_compares_as_the_model_does_or_by_cosine(meru: DualEncoder, world: Dataset) -> None:
+    task = problem(meru, world)
+    for settings, geometry in (({}, "hyperbolic"), ({"cosine": 1}, "euclidean")):
+        expected = step(task).calibrate(AlignmentCalibration(epsilon=0.3, geometry=geometry))
+        found = terms("ac", task, settings)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in found)
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "gamma", "omega", "eta", "entailment_weight"])

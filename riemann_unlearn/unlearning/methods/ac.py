@@ -14,10 +14,10 @@ from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, P
 
 @dataclass(frozen=True)
 class AC(GradientMethod):
-    """Alignment Calibration (Wang et al. 2024) in the model's own similarity.
+    """Alignment Calibration (Wang et al. 2024), without the cones and the norm regularization of HAC.
 
-    Cosine for a Euclidean model, negative geodesic distance for a hyperbolic one; without the cones
-    and the norm regularization that :class:`~riemann_unlearn.unlearning.methods.hac.HAC` adds.
+    By cosine for a Euclidean model; for a hyperbolic one by negative geodesic distance, or, if asked for, by
+    the cosine of its features, the angle that image and caption make at the origin.
     """
 
     name: ClassVar[str] = "ac"
@@ -31,6 +31,7 @@ class AC(GradientMethod):
     alpha: float = setting(1.0, 0, 1e4, "weight of negative alignment calibration")
     beta: float = setting(1.0, 0, 1e4, "weight of positive alignment calibration")
     gamma: float = setting(GAMMA, 0, 1e4, "weight of performance preserving")
+    cosine: int = setting(0, 0, 1, "1: by cosine on a hyperbolic model too, not by distance")
 
     def objective(self, problem: Problem) -> Objective:
         """AC's terms, summed over the levels."""
@@ -39,7 +40,7 @@ class AC(GradientMethod):
             beta=self.beta,
             gamma=self.gamma,
             epsilon=self.epsilon,
-            geometry=problem.model.geometry,
+            geometry="euclidean" if self.cosine else problem.model.geometry,
         )
 
         def terms(step: Step) -> dict[str, Tensor]:
