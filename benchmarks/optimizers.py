@@ -495,7 +495,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             left.plot(steps, curve, label=row["optimizer"])
             right.plot([step * row["step_ms"] / 1e3 for step in steps], curve)
         left.set(title=problem, xlabel="steps", ylabel="error", yscale="log")
-        right.set(xlabel="seconds in the optimizer", yscale="log")
+        right.set(xlabel="seconds in the optimizer", xscale="log", yscale="log")
         left.legend(fontsize="x-small")
     figure.savefig(path)
 
