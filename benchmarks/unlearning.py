@@ -108,6 +108,7 @@ class Column:
     may_lose: float = math.inf
     """Since before."""
     chance: str = "accuracy"
+    """Of which measure."""
 
     def holds(self, before: float, after: float, chance: float) -> bool:
         """Whether a method keeps to the bar, all in percent."""

@@ -43,8 +43,8 @@ class Tilt(GradientMethod):
     bounded, and with the forgotten gone the steps that are left repair what is retained. Only the image
     tower moves. Captions therefore stay where they are, all of them can be candidates at every step for
     the price of one matrix product, and a caption never used in unlearning means what it meant and finds
-    no image any more. The tower's first layers stay as well: they hold few of the weights and half of
-    the forward pass, and run once for this model and the frozen one.
+    no image any more. The tower's first layers stay as well: they hold few of the weights, and run
+    once for this model and the frozen one.
     """
 
     name: ClassVar[str] = "tilt"
