@@ -234,6 +234,7 @@ def _add_list(commands: Any) -> None:
         description="List what --model, --method and --forget can be.",
     )
     listing.add_argument("what", choices=("models", "methods", "concepts"))
+    listing.add_argument("--data", help="whose concepts: dataset or folder of shards (default: emoji)")
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(command=_list)
 
@@ -389,6 +390,8 @@ def _report(options: argparse.Namespace) -> None:
 def _list(options: argparse.Namespace) -> None:
     from dataclasses import fields
 
+    if options.data is not None and options.what != "concepts":
+        raise ValueError(f"--data is for concepts; {options.what} are the same for any data")
     rows: list[dict[str, Any]]
     if options.what == "models":
         from riemann_unlearn.models import list_models
@@ -415,7 +418,7 @@ def _list(options: argparse.Namespace) -> None:
 
         rows = [
             {"category": c.category, "subcategory": c.subcategory, "name": c.name}
-            for c in load("emoji").taxonomy.concepts
+            for c in load(options.data or "emoji").taxonomy.concepts
         ]
     if options.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))

@@ -204,6 +204,15 @@ def test_lists_are_tables_and_json(what: str, capsys: pytest.CaptureFixture[str]
     assert known in {row["name"] for row in json.loads(capsys.readouterr().out)}
 
 
+def test_concepts_are_those_of_the_data(world_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "concepts", "--data", str(world_path)]) == 0
+    listed = capsys.readouterr().out
+    assert "Food & Drink  food-fruit  banana" in listed
+    assert len(listed.splitlines()) == 8
+    assert main(["list", "models", "--data", str(world_path)]) == 2
+    assert "--data is for concepts" in capsys.readouterr().err
+
+
 def test_bench_runs_a_benchmark_of_the_source_tree(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

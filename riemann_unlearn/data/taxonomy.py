@@ -180,7 +180,9 @@ def _look_up(
     close = difflib.get_close_matches(sought, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     kind = "concept" if "name" in tables else next(iter(tables))
-    raise UnknownConceptError(f"no {kind} {query!r}; {hint}'riemann-unlearn list concepts' shows all of them")
+    raise UnknownConceptError(
+        f"no {kind} {query!r}; {hint}'riemann-unlearn list concepts --data DATA' shows all of them"
+    )
 
 
 def _without_selectors(key: str) -> str:
