@@ -3,20 +3,23 @@
     python -m benchmarks.unlearning --output docs/data/unlearning.jsonl
     python -m benchmarks.unlearning --output docs/data/unlearning.jsonl --table --plot FILE.png
 
-One JSON line a run. A run that is already in the file is not run again, so an interrupted benchmark goes on
-where it stopped; --table prints the tables of what is there and runs nothing.
+One JSON line a run. A run that is already in the file is not run again, and one that was interrupted has left
+a folder beside the file, so an interrupted benchmark goes on where it stopped; --table prints the tables of
+what is there and runs nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import math
 import os
 import platform
+import shutil
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "seed": seed,
         }
         if key(run) not in done:
-            rows.append(_run(**run))
+            folder = options.output.with_name(f"{options.output.name}.{_digest(run)}")
+            rows.append(_run(folder, **run))
             append(options.output, rows[-1])
+            shutil.rmtree(folder)
     shown = [row for row in rows if not options.methods or row["method"] in options.methods]
     print(tables(shown))
     if options.plot:
@@ -81,12 +86,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(**asked: Any) -> dict[str, Any]:
+def _digest(run: Mapping[str, Any]) -> str:
+    """A name for what tells a run from others."""
+    return hashlib.blake2s(repr(key(run)).encode(), digest_size=4).hexdigest()
+
+
+def _run(folder: Path, **asked: Any) -> dict[str, Any]:
+    """Do a run in a folder, or go on with the one in it."""
     import torch
 
     import riemann_unlearn as ru
 
-    metrics = ru.unlearn(**asked).metrics
+    metrics = ru.unlearn(**asked, output=folder, resume=folder.is_dir()).metrics
     versions = {"riemann_unlearn": ru.__version__, "torch": torch.__version__}
     return {
         **metrics,

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+import riemann_unlearn as ru
 from benchmarks import cones, contrastive, hac_step, loop_step, topk, unlearning
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.unlearning.methods.hac import HAC
+from riemann_unlearn.unlearning.methods.retrain import Retrain
 from tests.unlearning.test_methods import problem, step
 
 STEPS = {
@@ -52,7 +54,8 @@ def test_a_run_that_is_in_the_file_is_not_run_again(
     """Of the same settings: others are a line of their own, which says what is not the default."""
     seen = []
 
-    def run(**asked: Any) -> dict[str, Any]:
+    def run(folder: Path, **asked: Any) -> dict[str, Any]:
+        folder.mkdir()
         seen.append((asked["method"], asked["settings"]["steps"], asked["seed"]))
         zero_shot = {"accuracy": 0.5, "recall_at_1": 0.25, "parent_accuracy": 1.0}
         groups = {name: zero_shot for name in ("forget", "retain", "neighbours")}
@@ -70,6 +73,32 @@ def test_a_run_that_is_in_the_file_is_not_run_again(
     table = capsys.readouterr().out.rpartition("**Seen images**")[2]
     assert "| 1 | hac | meru-emoji | 3 | 50.0 → 50.0 ✗ | 25.0 → 25.0 | 100.0 → 100.0 |" in table
     assert "| 1 | hac (steps 7) | meru-emoji | 2 |" in table
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_an_interrupted_run_goes_on(
+    tmp_path: Path, meru: DualEncoder, world: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders, unlearn = [], ru.unlearn
+
+    def run(**asked: Any) -> Any:
+        return unlearn(**{**asked, "model": meru, "data": world})
+
+    def stop_once(*_: Any, folder: Path, **options: Any) -> None:
+        folders.append(folder)
+        if len(folders) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ru, "unlearn", run)
+    monkeypatch.setattr(Retrain, "apply", stop_once)
+    arguments = ["--methods", "retrain", "--concepts", "1", "--seeds", "0"]
+    arguments += ["--output", str(tmp_path / "rows.jsonl")]
+    with pytest.raises(KeyboardInterrupt, match="can be resumed"):
+        unlearning.main(arguments)
+    assert folders[0].is_dir()
+    assert unlearning.main(arguments) == 0
+    assert folders == folders[:1] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,20 @@ def test_other_settings_are_rows_of_their_own() -> None:
     assert "| MERU | tilt (steps 9) |" in found
 
 
+def test_the_tables_show_the_methods_asked_for_defaults_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row("hac"), row("tilt", settings={"steps": 9}), row("tilt"), row("ac"), row("oracle")]
+    others = [{**row(method), "model": "CLIP"} for method in ("tilt", "oracle")]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, [*others, *rows])), "utf-8")
+    fashion.main(["--output", str(file), "--table", "--methods", "hac", "tilt"])
+    lines = capsys.readouterr().out.splitlines()[4:]
+    shown = [tuple(line.split(" | ")[:2]) for line in lines]
+    meru = ["oracle", "tilt", "tilt (steps 9)", "hac"]
+    assert shown == [*(("| MERU", name) for name in meru), ("| CLIP", "oracle"), ("| CLIP", "tilt")]
+
+
 @pytest.mark.parametrize("architecture", ["MERU", "CLIP"])
 def test_the_model_fits_the_images(architecture: str) -> None:
     model: DualEncoder = create_model(fashion.model_config(architecture)).eval()
