@@ -192,11 +192,13 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
+    corner = axes.inset_axes((0.05, 0.55, 0.45, 0.42), xlim=(-3.2, 1.2), ylim=(-0.6, 3.6))
+    axes.indicate_inset_zoom(corner)
     markers = dict(zip(dict.fromkeys(map(label, rows)), itertools.cycle("o^sDvP*X<>pHd"), strict=False))
-    for method, marker in markers.items():
+    for (method, marker), view in itertools.product(markers.items(), (axes, corner)):
         runs = [row for row in rows if label(row) == method]
-        points = axes.scatter(
+        points = view.scatter(
             [
                 100 * (run["after"]["retain"]["recall_at_1"] - run["before"]["retain"]["recall_at_1"])
                 for run in runs
@@ -207,14 +209,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             vmin=0,
             vmax=100,
             marker=marker,
-            label=method,
+            label=method if view is axes else None,
             edgecolors="black",
             linewidths=0.5,
         )
     axes.set_xlabel("change of retained recall@1, points (right is better)")
     axes.set_ylabel("recall@1 of the forgotten, % (lower is better)")
-    axes.legend(title="larger: more concepts")
-    figure.colorbar(points, label="their category still recognized, %")
+    figure.legend(title="larger: more concepts", loc="outside lower center", ncols=4)
+    figure.colorbar(points, ax=axes, label="their category still recognized, %")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
