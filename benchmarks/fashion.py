@@ -302,7 +302,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         )
     axes.set_xlabel("retained test accuracy less the oracle's, points (right is better)")
     axes.set_ylabel("the forgotten by linear probe, less the oracle's, points")
-    figure.legend(title="larger: more classes", loc="outside lower center", ncols=3)
+    figure.legend(title="larger: more classes", loc="outside lower center", ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -168,7 +168,7 @@ def _table(title: str, columns: Sequence[Column], rows: list[dict[str, Any]], pa
 
 def _groups(rows: list[dict[str, Any]]) -> dict[tuple[int, str, str], list[dict[str, Any]]]:
     groups: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: len(row["forget"])):
+    for row in sorted(rows, key=lambda row: (len(row["forget"]), row["method"] == ORACLE)):
         groups.setdefault((len(row["forget"]), label(row), row["model"]), []).append(row)
     return groups
 
