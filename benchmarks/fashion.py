@@ -285,7 +285,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     by_name = {column.name: column.value for column in COLUMNS}
-    figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 6.5), layout="constrained")
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.axvline(0, color="grey", linewidth=0.5)
     shown = [row for row in rows if row["method"] != "oracle"]
