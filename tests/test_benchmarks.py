@@ -76,6 +76,11 @@ def test_a_run_that_is_in_the_file_is_not_run_again(
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+def test_the_oracle_is_the_last_of_its_number_of_concepts() -> None:
+    rows = [{"forget": ["a"], "method": name, "settings": {}, "model": "m"} for name in ("retrain", "tilt")]
+    assert [method for _, method, _ in unlearning._groups(rows)] == ["tilt", "retrain"]
+
+
 def test_an_interrupted_run_goes_on(
     tmp_path: Path, meru: DualEncoder, world: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
