@@ -1,9 +1,15 @@
-"""Concepts and the hierarchy above them: name, subcategory, category."""
+"""Concepts and the levels above them: a hierarchy of any depth, from specific to general.
+
+A taxonomy is a tuple of levels. The first has a label for each concept (what an image shows); each level above
+groups the labels of the one below. One level is a set of classes; three are names, kinds and realms; free
+captions are a single level whose labels are the captions themselves. Nothing here knows how many there are.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,96 +25,161 @@ class Concept:
     """A thing with a name, and where it stands in the hierarchy."""
 
     key: str
-    """Identifies the concept within its dataset; for emoji, its code points."""
+    """Identifies the concept within its dataset; for a character, its code points."""
     name: str
-    keywords: tuple[str, ...]
-    subcategory: str
-    category: str
+    keywords: tuple[str, ...] = ()
+    """Other words for it, from which captions are drawn and by which it is asked for again."""
+    path: tuple[str, ...] = ()
+    """Its labels at the levels above, from specific to general."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a taxonomy."""
+
+    name: str
+    """What the level is called, in metrics and in queries such as ``level:label``."""
+    labels: tuple[str, ...]
+    captions: tuple[str, ...]
+    """What a text encoder is shown for each label."""
+    parent: Tensor | None
+    """Long, shape (labels,): index of each label's own at the level above; None at the top."""
+
+    def __len__(self) -> int:
+        """Number of labels."""
+        return len(self.labels)
 
 
 @dataclass(frozen=True)
 class Selection:
     """What is to be forgotten, at each level of a taxonomy."""
 
-    concepts: Tensor
-    """bool, shape (concepts,)."""
-    subcategories: Tensor
-    """bool, shape (subcategories,): those of which nothing is left to retain."""
-    categories: Tensor
-    """bool, shape (categories,): likewise."""
-    levels: tuple[str, ...]
-    """What each query was taken for, in the order asked: "name", "subcategory" or "category"."""
+    forgotten: tuple[Tensor, ...]
+    """By level, bool, shape (labels,): the labels of which nothing is left to retain."""
+    asked: tuple[int, ...]
+    """The number of the level that each query was of, in the order asked; 0 is the most specific."""
+
+    @property
+    def concepts(self) -> Tensor:
+        """bool, shape (concepts,): what is to be forgotten at the most specific level."""
+        return self.forgotten[0]
+
+    @property
+    def level(self) -> int:
+        """The most specific level that was asked for: there, all that was asked for is forgotten whole."""
+        return min(self.asked)
+
+    def to(self, device: torch.device | str) -> Selection:
+        """The same on another device."""
+        return Selection(tuple(mask.to(device) for mask in self.forgotten), self.asked)
+
+
+def as_written(level: str, label: str) -> str:
+    """The caption of a label that says nothing but itself; the default of :class:`Taxonomy`."""
+    return label
 
 
 class Taxonomy:
-    """Concepts in a hierarchy of three levels.
+    """Concepts in a hierarchy of as many levels as their paths have, and one more.
 
     Parameters
     ----------
     concepts : sequence of Concept
-        With unique names; a subcategory may belong to only one category.
+        With unique names and paths of one length. A label may belong to only one label of the level above.
+    levels : sequence of str, optional
+        What the levels are called, from specific to general; by default "name", "level 1", "level 2" ...
+    caption : callable, optional
+        Puts a label into words: ``caption(level, label)``; as it is written by default.
 
     Attributes
     ----------
     concepts : tuple of Concept
-    subcategories, categories : tuple of str
-        In the order of first appearance.
-    subcategory_of, category_of : Tensor, shape (concepts,)
-        Long; index of each concept's subcategory and category.
-    category_of_subcategory : Tensor, shape (subcategories,)
-        Long; index of each subcategory's category.
+    levels : tuple of Level
+        From specific to general; labels in the order of first appearance.
 
     Raises
     ------
     ValueError
-        When two concepts share a name, or a subcategory is in two categories.
+        When there is no concept, two share a name, paths differ in length, two levels share a name, or a
+        label stands under two labels.
 
     Examples
     --------
-    >>> apple = Concept("1", "red apple", ("fruit",), "food-fruit", "Food & Drink")
-    >>> bread = Concept("2", "bread", (), "food-prepared", "Food & Drink")
-    >>> taxonomy = Taxonomy([apple, bread])
-    >>> taxonomy.select(["food-fruit"]).concepts.tolist()
+    >>> apple = Concept("1", "red apple", ("fruit",), ("fruit", "food"))
+    >>> bread = Concept("2", "bread", (), ("baked", "food"))
+    >>> taxonomy = Taxonomy([apple, bread], levels=("name", "kind", "realm"))
+    >>> [(level.name, level.labels) for level in taxonomy.levels[1:]]
+    [('kind', ('fruit', 'baked')), ('realm', ('food',))]
+    >>> taxonomy.select(["fruit"]).concepts.tolist()
     [True, False]
     """
 
-    def __init__(self, concepts: Sequence[Concept]) -> None:
+    def __init__(
+        self,
+        concepts: Sequence[Concept],
+        levels: Sequence[str] | None = None,
+        caption: Callable[[str, str], str] = as_written,
+    ) -> None:
         self.concepts = tuple(concepts)
-        seen: dict[str, Concept] = {}
-        above: dict[str, str] = {}
+        if not self.concepts:
+            raise ValueError("a taxonomy needs at least one concept, got none")
+        _check_names(self.concepts)
+        depth = len(self.concepts[0].path)
         for concept in self.concepts:
-            if concept.name in seen:
+            if len(concept.path) != depth:
                 raise ValueError(
-                    f"two concepts are named {concept.name!r} "
-                    f"(keys {seen[concept.name].key} and {concept.key}); names must be unique"
+                    f"{concept.name!r} has {len(concept.path)} levels above it and "
+                    f"{self.concepts[0].name!r} has {depth}; every concept must have as many"
                 )
-            seen[concept.name] = concept
-            category = above.setdefault(concept.subcategory, concept.category)
-            if category != concept.category:
-                raise ValueError(
-                    f"subcategory {concept.subcategory!r} is in two categories, "
-                    f"{category!r} and {concept.category!r}"
-                )
-        self.subcategories = tuple(above)
-        self.categories = tuple(dict.fromkeys(above.values()))
-        subcategory_index = {name: i for i, name in enumerate(self.subcategories)}
-        category_index = {name: i for i, name in enumerate(self.categories)}
-        self.subcategory_of = torch.tensor(
-            [subcategory_index[c.subcategory] for c in self.concepts], dtype=torch.long
-        )
-        self.category_of = torch.tensor([category_index[c.category] for c in self.concepts], dtype=torch.long)
-        self.category_of_subcategory = torch.tensor(
-            [category_index[category] for category in above.values()], dtype=torch.long
-        )
+        names = list(levels) if levels is not None else ["name", *(f"level {i + 1}" for i in range(depth))]
+        if len(names) != depth + 1 or len(set(names)) != len(names):
+            raise ValueError(
+                f"expected {depth + 1} different names of levels, one for the concepts and one for each of the "
+                f"{depth} levels above them; got {names}"
+            )
+        self.levels: tuple[Level, ...] = _levels(self.concepts, names, caption)
+        self._ancestors = [torch.arange(len(self.concepts))]
+        for level in self.levels[:-1]:
+            # Every level but the topmost has a parent.
+            self._ancestors.append(level.parent[self._ancestors[-1]])  # type: ignore[index]
+
+    @property
+    def grouping(self) -> int:
+        """The level whose labels are the classes of a probe: that above the most specific, if there is one.
+
+        A concept has a handful of images, a group of concepts has enough to fit something to.
+        """
+        return min(1, len(self.levels) - 1)
+
+    def ancestor(self, depth: int) -> Tensor:
+        """Each concept's index at a level, long, shape (concepts,); level 0 are the concepts themselves."""
+        return self._ancestors[depth]
+
+    def depth_of(self, name: str) -> int:
+        """The number of the level called ``name``; 0 is the most specific.
+
+        Raises
+        ------
+        ValueError
+            When there is no such level.
+        """
+        names = [level.name for level in self.levels]
+        if name not in names:
+            raise ValueError(f"no level {name!r}; the levels are {', '.join(names)}")
+        return names.index(name)
+
+    def level(self, name: str) -> Level:
+        """The level called ``name``; errors as for :meth:`depth_of`."""
+        return self.levels[self.depth_of(name)]
 
     def select(self, queries: Sequence[str]) -> Selection:
-        """What ``queries`` name: concepts, subcategories or categories, in any mixture.
+        """What ``queries`` name: labels of any level, in any mixture.
 
-        A query is looked up as written, then without regard to case, and last as an emoji character;
-        each time first among the names, then the subcategories, then the categories. Where a group is
-        called as one of its members is ("family", "hotel"), a prefix says which is meant:
-        ``name:family``, ``subcategory:family`` or ``category:...``. A subcategory or category is
-        selected when nothing below it is left.
+        A query is looked up as written, then without regard to case and to how accents are composed, and last
+        as a character by the concepts' keys; each time from the most specific level up. Where a group is
+        called as one of its members is ("family", "hotel"), a prefix says which is meant: ``name:family``,
+        with the name of the level before the colon. A label of a higher level is selected when nothing below
+        it is left.
 
         Raises
         ------
@@ -121,8 +192,8 @@ class Taxonomy:
 
         Examples
         --------
-        >>> owl = Concept("1f989", "owl", (), "animal-bird", "Animals & Nature")
-        >>> apple = Concept("1f34e", "red apple", (), "food-fruit", "Food & Drink")
+        >>> owl = Concept("1f989", "owl", (), ("bird",))
+        >>> apple = Concept("1f34e", "red apple", (), ("fruit",))
         >>> Taxonomy([owl, apple]).select(["\N{OWL}"]).concepts.tolist()
         [True, False]
         """
@@ -130,69 +201,106 @@ class Taxonomy:
             raise TypeError(f"queries must be a sequence of strings, got {queries!r}; write [{queries!r}]")
         if not queries:
             raise ValueError("nothing to forget: name at least one concept")
-        tables = {
-            "name": {c.name: [i] for i, c in enumerate(self.concepts)},
-            "subcategory": _members(self.subcategories, self.subcategory_of),
-            "category": _members(self.categories, self.category_of),
-        }
-        characters = {_without_selectors(c.key): [i] for i, c in enumerate(self.concepts)}
+        tables = [
+            {label: members for label, members in zip(level.labels, self._members(depth), strict=True)}
+            for depth, level in enumerate(self.levels)
+        ]
         chosen = torch.zeros(len(self.concepts), dtype=torch.bool)
-        levels = []
+        asked = []
         for query in queries:
-            level, rows = _look_up(query, tables, characters)
+            depth, rows = self._look_up(query, tables)
             chosen[rows] = True
-            levels.append(level)
+            asked.append(depth)
         if chosen.all():
             raise ValueError("this would forget every concept; nothing would be left to retain")
-        return Selection(
-            chosen,
-            _wholly(chosen, self.subcategory_of, len(self.subcategories)),
-            _wholly(chosen, self.category_of, len(self.categories)),
-            tuple(levels),
+        forgotten = tuple(
+            _wholly(chosen, self.ancestor(depth), len(level)) for depth, level in enumerate(self.levels)
+        )
+        return Selection(forgotten, tuple(asked))
+
+    def _members(self, depth: int) -> list[list[int]]:
+        """By label of a level, the concepts below it."""
+        rows: list[list[int]] = [[] for _ in self.levels[depth].labels]
+        for concept, label in enumerate(self.ancestor(depth).tolist()):
+            rows[label].append(concept)
+        return rows
+
+    def _look_up(self, query: str, tables: list[dict[str, list[int]]]) -> tuple[int, list[int]]:
+        """The level a query is of, and the concepts it stands for."""
+        # As written first: a name may itself begin with "name:".
+        for depth, table in enumerate(tables):
+            if query in table:
+                return depth, table[query]
+        prefix, colon, rest = query.partition(":")
+        depths, sought = list(range(len(tables))), query.strip()
+        named = [d for d in depths if _folded(self.levels[d].name) == _folded(prefix.strip())]
+        if colon and named:
+            depths, sought = named, rest.strip()
+        for depth in depths:
+            if sought in tables[depth]:
+                return depth, tables[depth][sought]
+        for depth in depths:
+            for label, rows in tables[depth].items():
+                if _folded(label) == _folded(sought):
+                    return depth, rows
+        points = _without_selectors("-".join(f"{ord(character):04x}" for character in sought))
+        if 0 in depths:
+            for row, concept in enumerate(self.concepts):
+                if _without_selectors(concept.key) == points:
+                    return 0, [row]
+        known = list(dict.fromkeys(label for depth in depths for label in tables[depth]))
+        close = difflib.get_close_matches(sought, known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        kind = "concept" if 0 in depths else self.levels[depths[0]].name
+        raise UnknownConceptError(
+            f"no {kind} {query!r}; {hint}'riemann-unlearn list concepts --data DATA' shows all of them"
         )
 
 
-def _look_up(
-    query: str, tables: dict[str, dict[str, list[int]]], characters: dict[str, list[int]]
-) -> tuple[str, list[int]]:
-    """The level a query is of, and the concepts it stands for."""
-    # As written first: a name may itself begin with "name:".
-    for level, table in tables.items():
-        if query in table:
-            return level, table[query]
-    prefix, colon, rest = query.partition(":")
-    prefix = prefix.strip().casefold()
-    if colon and prefix in tables:
-        tables, sought = {prefix: tables[prefix]}, rest.strip()
-    else:
-        sought = query.strip()
-    for level, table in tables.items():
-        if sought in table:
-            return level, table[sought]
-    for level, table in tables.items():
-        for name, rows in table.items():
-            if name.casefold() == sought.casefold():
-                return level, rows
-    code_points = _without_selectors("-".join(f"{ord(character):04x}" for character in sought))
-    if "name" in tables and code_points in characters:
-        return "name", characters[code_points]
-    known = list(dict.fromkeys(name for table in tables.values() for name in table))
-    close = difflib.get_close_matches(sought, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    kind = "concept" if "name" in tables else next(iter(tables))
-    raise UnknownConceptError(
-        f"no {kind} {query!r}; {hint}'riemann-unlearn list concepts --data DATA' shows all of them"
-    )
+def _check_names(concepts: Sequence[Concept]) -> None:
+    seen: dict[str, Concept] = {}
+    for concept in concepts:
+        if concept.name in seen:
+            raise ValueError(
+                f"two concepts are named {concept.name!r} "
+                f"(keys {seen[concept.name].key} and {concept.key}); names must be unique"
+            )
+        seen[concept.name] = concept
+
+
+def _levels(
+    concepts: Sequence[Concept], names: Sequence[str], caption: Callable[[str, str], str]
+) -> tuple[Level, ...]:
+    """The levels of concepts whose paths have one length."""
+    below: list[str] = [concept.name for concept in concepts]
+    levels = []
+    for depth, name in enumerate(names):
+        labels = tuple(dict.fromkeys(below))
+        parent = None
+        if depth < len(names) - 1:
+            above = [concept.path[depth] for concept in concepts]
+            parent_of: dict[str, str] = {}
+            for label, group in zip(below, above, strict=True):
+                if parent_of.setdefault(label, group) != group:
+                    raise ValueError(
+                        f"{name} {label!r} is in two labels of level {names[depth + 1]!r}, "
+                        f"{parent_of[label]!r} and {group!r}"
+                    )
+            index = {group: i for i, group in enumerate(dict.fromkeys(above))}
+            parent = torch.tensor([index[parent_of[label]] for label in labels], dtype=torch.long)
+            below = above
+        levels.append(Level(name, labels, tuple(caption(name, label) for label in labels), parent))
+    return tuple(levels)
+
+
+def _folded(text: str) -> str:
+    """Without regard to case, and to whether an accent is a character of its own (Unicode's NFC and NFD)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
 
 
 def _without_selectors(key: str) -> str:
     """Code points without the one that only asks for colour, which is often left out in typing."""
     return "-".join(point for point in key.split("-") if point != "fe0f")
-
-
-def _members(names: Sequence[str], group: Tensor) -> dict[str, list[int]]:
-    """The rows of the concepts in each group."""
-    return {name: (group == i).nonzero()[:, 0].tolist() for i, name in enumerate(names)}
 
 
 def _wholly(chosen: Tensor, group: Tensor, count: int) -> Tensor:

@@ -1,0 +1,131 @@
+"""Registries: what can be named, listed and added to from outside, all of one kind.
+
+A method, a measure, a data source, a space, a model family and an operator's backend are each filed by name in
+the :class:`Registry` of their kind. Ours are filed by :func:`register`, and so are a third party's::
+
+    @ru.register
+    class MyMethod(ru.unlearning.GradientMethod):
+        name = "mine"
+        ...
+
+    ru.unlearn(forget="food-fruit", method="mine")
+
+Wherever a name goes, an instance goes, so registering is for those who want the name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+T = TypeVar("T")
+Entry = TypeVar("Entry", bound="Registrable")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Entries of one kind by name, in the order in which they were registered.
+
+    Parameters
+    ----------
+    kind : str
+        What an entry is called in messages, such as "method".
+    home : str
+        The module whose import registers this library's own entries. It is imported when the registry is
+        first looked into, so that asking for a name costs an import and importing the library does not.
+
+    Examples
+    --------
+    >>> colours: Registry[str] = Registry("colour", home="riemann_unlearn.registry")
+    >>> colours.add("crimson", "#dc143c")
+    >>> colours["crimsn"]
+    Traceback (most recent call last):
+    ...
+    ValueError: no colour 'crimsn'; did you mean 'crimson'? There are: crimson
+    """
+
+    def __init__(self, kind: str, home: str) -> None:
+        self.kind, self._home = kind, home
+        self._entries: dict[str, T] = {}
+
+    def add(self, name: str, entry: T) -> None:
+        """File ``entry`` under ``name``.
+
+        Raises
+        ------
+        ValueError
+            When the name is taken by something else. A class defined again under its own module and name
+            (a cell of a notebook run twice) takes the place of the old one.
+        """
+        known = self._entries.get(name)
+        if known is not None and _origin(known) != _origin(entry):
+            raise ValueError(f"there is a {self.kind} {name!r} already ({known!r}); choose another name")
+        self._entries[name] = entry
+
+    def __getitem__(self, name: str) -> T:
+        entries = self._loaded()
+        if name not in entries:
+            close = difflib.get_close_matches(str(name), entries, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"no {self.kind} {name!r}; {hint}There are: {', '.join(entries)}")
+        return entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own asks by KeyError, and what is missing here is a ValueError with a suggestion.
+        return name in self._loaded()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaded())
+
+    def __len__(self) -> int:
+        return len(self._loaded())
+
+    def _loaded(self) -> dict[str, T]:
+        importlib.import_module(self._home)
+        return self._entries
+
+
+class Registrable(Protocol):
+    """What :func:`register` takes: a class or an instance with a name, whose kind has a registry."""
+
+    name: Any
+    registry: Any
+
+
+def register(entry: Entry) -> Entry:
+    """File a class or an instance in the registry of its kind; usable as a decorator.
+
+    Parameters
+    ----------
+    entry : class or instance
+        Of a method, measure, data source, space, model family or backend; its ``name`` is what it is asked
+        for by.
+
+    Returns
+    -------
+    The same entry.
+
+    Raises
+    ------
+    TypeError
+        For something that is of no kind that has a registry, or has no name.
+    ValueError
+        When the name is taken.
+    """
+    registry, name = getattr(entry, "registry", None), getattr(entry, "name", None)
+    if not isinstance(registry, Registry):
+        raise TypeError(
+            f"cannot register {entry!r}: expected a method, measure, data source, space, model family or "
+            "backend, that is a subclass of its base class or an instance of one"
+        )
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"cannot register {entry!r}: it needs a name, as in 'name = \"mine\"'")
+    registry.add(name, entry)
+    return entry
+
+
+def _origin(entry: Any) -> tuple[str, str]:
+    """Where an entry was defined."""
+    kind = entry if isinstance(entry, type) else type(entry)
+    return kind.__module__, kind.__qualname__
