@@ -8,11 +8,23 @@ import tempfile
 from pathlib import Path
 
 
+class WriteError(OSError):
+    """A file could not be written; what was there before is as it was. Its text is one sentence."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 def atomic_write(path: str | Path, content: bytes | str) -> None:
     """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
 
     The content goes to a temporary file in the same folder, which then takes the place of ``path``
     in one step. Strings are encoded as UTF-8.
+
+    Raises
+    ------
+    WriteError
+        When the file cannot be written: a full disk, a missing folder, no permission.
 
     Examples
     --------
@@ -24,6 +36,13 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
+    try:
+        _replace(path, data)
+    except OSError as error:
+        raise WriteError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _replace(path: Path, data: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
