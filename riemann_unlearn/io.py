@@ -8,13 +8,6 @@ import tempfile
 from pathlib import Path
 
 
-class WriteError(OSError):
-    """A file could not be written; what was there before is as it was. Its text is one sentence."""
-
-    def __str__(self) -> str:
-        return str(self.strerror)
-
-
 def atomic_write(path: str | Path, content: bytes | str) -> None:
     """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
 
@@ -23,8 +16,8 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
 
     Raises
     ------
-    WriteError
-        When the file cannot be written: a full disk, a missing folder, no permission.
+    OSError
+        With ``path`` as its file name, when it cannot be written, as on a full disk.
 
     Examples
     --------
@@ -39,7 +32,8 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
     try:
         _replace(path, data)
     except OSError as error:
-        raise WriteError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+        # The system names the temporary file, or none: a write to an open file does not know its name.
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 import torch
 
 from riemann_unlearn.config import dump_yaml, read_yaml
-from riemann_unlearn.io import WriteError, atomic_write
+from riemann_unlearn.io import atomic_write
 from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
 
 CONFIG_NAME = "config.yaml"
@@ -37,6 +37,13 @@ CHECKPOINT_NAME = "checkpoint.pt"
 METRICS_NAME = "metrics.json"
 FORMAT = 1
 """Of the checkpoint; another one is refused rather than misread."""
+
+
+class WriteError(OSError):
+    """A file of a run could not be written; its text says which, what is safe, and what to do."""
+
+    def __str__(self) -> str:
+        return f"cannot write {self.filename}: {self.strerror}"
 
 
 class Stateful(Protocol):
@@ -156,7 +163,8 @@ class RunDirectory:
             )
             raise WriteError(
                 error.errno,
-                f"{error.strerror}. The run in {self.folder} can be resumed once there is room for it: {safe}",
+                f"{error.strerror or error}. When that is mended the run in {self.folder} can be resumed; {safe}",
+                str(error.filename or self.folder),
             ) from error
 
     def save(self, parts: Mapping[str, Stateful]) -> None:
