@@ -163,7 +163,7 @@ class RunDirectory:
             )
             raise WriteError(
                 error.errno,
-                f"{error.strerror or error}. When that is mended the run in {self.folder} can be resumed; {safe}",
+                f"{error.strerror or error}. Mend that and resume the run in {self.folder}; {safe}",
                 str(error.filename or self.folder),
             ) from error
 

@@ -207,8 +207,8 @@ class Driver:
         if not math.isfinite(value):
             worst = [name for name, figure in zip(terms, values, strict=True) if not math.isfinite(figure)]
             raise RuntimeError(
-                f"the loss became {value} at step {self.step + 1} ({', '.join(worst) or 'its sum'}); a smaller "
-                "learning_rate, or smaller weights of the loss's terms, usually mends it"
+                f"the loss became {value} at step {self.step + 1} ({', '.join(worst) or 'its sum'}); "
+                "a smaller learning_rate, or smaller weights of the loss's terms, usually mends it"
             )
         self.optimizer.zero_grad(set_to_none=True)
         # Of these parameters alone: others keep their .grad, and cost nothing.
