@@ -267,7 +267,7 @@ def _add_stability(commands: Any) -> None:
     stability.add_argument(
         "--operations", nargs="+", metavar="NAME", help="such as dist logmap (default: all)"
     )
-    stability.add_argument("--plot", metavar="FILE", help="write the errors as a .svg or .png")
+    stability.add_argument("--plot", metavar="FILE", type=Path, help="write the errors as a .svg or .png")
     stability.add_argument("--json", action="store_true", help="print JSON instead of tables")
     stability.set_defaults(command=_stability)
 
@@ -402,7 +402,11 @@ def _stability(options: argparse.Namespace) -> int:
     import torch
 
     from riemann_unlearn.diagnostics import RADII, audit, find, plot
+    from riemann_unlearn.training.driver import as_device
 
+    as_device(options.device)
+    if options.plot is not None:
+        _check_picture(options.plot)
     audits = [
         audit(
             find(target),
@@ -419,8 +423,8 @@ def _stability(options: argparse.Namespace) -> int:
         print(json.dumps([one.to_dict() for one in audits], indent=2))
     else:
         print("\n\n".join(map(str, audits)))
-    if options.plot:
-        plot(audits, options.plot)
+    if options.plot is not None:
+        plot(audits, str(options.plot))
     return 0 if all(one.safe for one in audits) else 3
 
 
@@ -535,6 +539,14 @@ def _check_can_be_made(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"cannot write to {folder}: {existing} is not a folder that can be written to")
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse a picture that cannot be drawn, before the work that it is to show."""
+    if path.suffix not in (".svg", ".png", ".pdf"):
+        raise ValueError(f"cannot draw {path}: expected a name that ends in .svg, .png or .pdf")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"cannot write to {path}: there is no folder {path.absolute().parent}")
 
 
 def _new_folder(method: str, forget: Sequence[str], seed: int) -> Path:
