@@ -1,9 +1,9 @@
 """Figures for the page: drawn by matplotlib, written as SVG that is a part of the page.
 
-The page is one file, for the screen and for paper, in light and in dark, and two of the same run are the same to
-the byte. So a figure is drawn in matplotlib's own style, whatever the reader's ``matplotlibrc`` says; black becomes
-the page's colour of text; texts stay texts, in the page's font; and the identifiers of one figure are told from
-those of the next, which share the page with them.
+The page is one file, for the screen and for paper, in light and in dark, and two of the same run are the
+same to the byte. So a figure is drawn in matplotlib's own style, whatever the reader's ``matplotlibrc``
+says; black becomes the page's colour of text; texts stay texts, in the page's font; and the identifiers of
+one figure are told from those of the next, which share the page with them.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     """
     from matplotlib.figure import Figure
 
-    names = loss_terms(history)
+    names = list(loss_ends(history))
     if not names:
         return None
     figure = Figure(figsize=(8, 3.2))
@@ -156,9 +156,14 @@ def loss_curves(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     return figure
 
 
-def loss_terms(history: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of the loss terms of a history, in the order in which they first come."""
-    return list(dict.fromkeys(name for record in history for name in record if name.endswith("_loss")))
+def loss_ends(history: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """The loss terms of a history in the order in which they first come, with their first and last values."""
+    ends: dict[str, tuple[float, float]] = {}
+    for record in history:
+        for name, value in record.items():
+            if name.endswith("_loss"):
+                ends[name] = (ends.get(name, (value,))[0], value)
+    return ends
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -185,7 +190,9 @@ def before_after_bars(rows: Sequence[Measured]) -> Figure:
         for i, row in enumerate(rows):
             # One line is labelled, or the legend would name it once a row.
             label = "chance" if i == 0 else None
-            axes.plot([100 * row.chance] * 2, [i - 0.42, i + 0.42], color=ORANGE, linewidth=1.5, label=label)
+            if row.chance is not None:
+                place, ends = [100 * row.chance] * 2, [i - 0.42, i + 0.42]
+                axes.plot(place, ends, color=ORANGE, linewidth=1.5, label=label)
         axes.set_title(f"{group}, %", fontsize=10, loc="left")
         axes.set_xlim(-1, 101)
         axes.tick_params(axis="y", length=0)

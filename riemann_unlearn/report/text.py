@@ -1,7 +1,7 @@
 """Tables as text: the one layout for the terminal, and the one for Markdown.
 
-What is in a table is decided elsewhere (:mod:`riemann_unlearn.report.tables` for results); here it is only laid
-out, and nothing heavy is imported, so that ``riemann-unlearn list`` answers at once.
+What is in a table is decided elsewhere (:mod:`riemann_unlearn.report.tables` for results); here it is only
+laid out, and nothing heavy is imported, so that ``riemann-unlearn list`` answers at once.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def tables_text(tables: Sequence[Table]) -> str:
     seen images  forget  retain
     recall@1        0.0    83.8
     """
-    labels = [text for table in tables for text in (table.title, table.corner, *(r.label for r in table.rows))]
+    labels = [
+        text for table in tables for text in (table.title, table.corner, *(r.label for r in table.rows))
+    ]
     width = 1 + max(map(_width, labels), default=0)
     return "\n".join("\n" + _table_text(table, width) for table in tables)
 
@@ -156,7 +158,7 @@ def _steers(character: str) -> bool:
 
 
 def _width(text: str) -> int:
-    """Columns that a terminal gives ``text``: 2 for CJK and emoji, 0 for what joins the character before it."""
+    """Columns of a terminal: 2 for CJK and emoji, 0 for what joins the character before it."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     joined = sum(
         unicodedata.category(character) in ("Mn", "Me", "Cf") and not _steers(character) for character in text
