@@ -132,7 +132,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     names = list(loss_ends(history))
     if not names:
         return None
-    figure = Figure(figsize=(8, 3.2))
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
     window = math.ceil(len(history) / _MOST_POINTS)
     parts = [history[i : i + window] for i in range(0, len(history), window)]
@@ -150,9 +150,10 @@ def loss_curves(history: Sequence[Mapping[str, Any]]) -> Figure | None:
         )
     # Terms differ by orders of magnitude and some are negative: about linear within ±1, logarithmic beyond.
     axes.set_yscale("symlog", linthresh=1.0)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("step" if window == 1 else f"step; each point is the mean of {window}")
     axes.set_ylabel("weighted term")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.legend(loc="outside upper left", ncols=4)
     return figure
 
 
@@ -181,8 +182,8 @@ def before_after_bars(rows: Sequence[Measured]) -> Figure:
     from matplotlib.figure import Figure
 
     groups = list(rows[0].shares)
-    figure = Figure(figsize=(8, 0.5 + 0.42 * len(rows)))
-    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False, gridspec_kw={"wspace": 0.08})[0]
+    figure = Figure(figsize=(7, 0.9 + 0.42 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axes, group in zip(panels, groups, strict=True):
         for which, offset, colour, label in ((0, -0.19, GREY, "before"), (1, 0.19, BLUE, "after")):
             lengths = [100 * (row.shares[group][which] or 0.0) for row in rows]
@@ -198,5 +199,6 @@ def before_after_bars(rows: Sequence[Measured]) -> Figure:
         axes.tick_params(axis="y", length=0)
     panels[0].set_yticks(range(len(rows)), [row.label for row in rows])
     panels[0].invert_yaxis()
-    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=len(labels))
     return figure

@@ -112,7 +112,7 @@ def _run_page(
         sections += _unmeasured(not_measured(metrics["after"]["unmet"]))
     else:
         sections += _audit(audit)
-    sections += [*_loss(history), _settings(metrics["settings"])]
+    sections += [*_loss(history), *_settings(metrics["settings"])]
     return _html(f"Forget {', '.join(metrics['forget'])}", facts, sections)
 
 
