@@ -27,6 +27,10 @@ PRECISIONS: Mapping[str, torch.dtype | None] = {"float32": None, "bfloat16": tor
 """What the objective may be computed in, with the dtype of autocast."""
 
 
+class Diverged(RuntimeError):
+    """The loss stopped being finite; the message says when, by which term, and what mends it."""
+
+
 class Batches(Protocol):
     """Where batches come from, with all that chance has to do with it."""
 
@@ -163,7 +167,7 @@ class Driver:
 
         Raises
         ------
-        RuntimeError
+        Diverged
             When the loss stops being finite. The parameters are those of the last good step.
         """
         with contextlib.ExitStack() as closing:
@@ -206,7 +210,7 @@ class Driver:
         value, *values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())]).tolist()
         if not math.isfinite(value):
             worst = [name for name, figure in zip(terms, values, strict=True) if not math.isfinite(figure)]
-            raise RuntimeError(
+            raise Diverged(
                 f"the loss became {value} at step {self.step + 1} ({', '.join(worst) or 'its sum'}); "
                 "a smaller learning_rate, or smaller weights of the loss's terms, usually mends it"
             )
