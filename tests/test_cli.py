@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import json
@@ -17,8 +18,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from riemann_unlearn import cli, config, models
-from riemann_unlearn.cli import main
+from riemann_unlearn import config, models
+from riemann_unlearn._version import __version__
+from riemann_unlearn.cli import listing, main
+from riemann_unlearn.cli.commands import given
+from riemann_unlearn.cli.parser import add_options
 from riemann_unlearn.training.driver import Diverged
 from tests.conftest import make_model, model_config
 
@@ -264,7 +268,7 @@ def test_lists_are_tables_and_json(what: str, known: str, capsys: pytest.Capture
 def test_concepts_are_those_of_the_data(world_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "concepts", "--data", str(world_path)]) == 0
     listed = capsys.readouterr().out
-    assert "Food & Drink  food-fruit  banana" in listed
+    assert "Food & Drink      food-fruit    banana" in listed
     assert len(listed.splitlines()) == 8
     assert main(["list", "models", "--data", str(world_path)]) == 2
     assert "--data is for concepts" in capsys.readouterr().err
@@ -287,11 +291,11 @@ def test_help_tells_every_option_and_is_quick(capsys: pytest.CaptureFixture[str]
     assert "130 interrupted" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
-    assert cli.__version__ in capsys.readouterr().out
+    assert __version__ in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         main([])
     # What costs time is not imported for it.
-    heavy = "import sys, riemann_unlearn.cli as cli; cli._parser(); print({'torch', 'yaml'} & {*sys.modules})"
+    heavy = "import sys; from riemann_unlearn.cli.parser import build_parser as b; b(); print({'torch', 'yaml'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
@@ -300,7 +304,7 @@ def test_the_module_is_the_command_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "riemann_unlearn", "--version"], capture_output=True, text=True, check=True
     )
-    assert done.stdout == f"riemann-unlearn {cli.__version__}\n"
+    assert done.stdout == f"riemann-unlearn {__version__}\n"
 
 
 @dataclass(frozen=True)
@@ -311,11 +315,10 @@ class Shout(config.Config):
 
 
 def test_a_field_is_all_that_a_flag_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = cli.argparse.ArgumentParser()
-    cli._add_options(parser, Shout)
-    given = cli._given(parser.parse_args(["--loud"]), Shout)
-    assert given == {"loud": True}
-    assert cli._given(parser.parse_args(["--no-loud", "--words", "4"]), Shout) == {"loud": False, "words": 4}
+    parser = argparse.ArgumentParser()
+    add_options(parser, Shout)
+    assert given(parser.parse_args(["--loud"]), Shout) == {"loud": True}
+    assert given(parser.parse_args(["--no-loud", "--words", "4"]), Shout) == {"loud": False, "words": 4}
     parser.print_help()
     printed = capsys.readouterr().out
     assert "at 100 %" in printed
@@ -433,7 +436,7 @@ def test_what_is_foreseen_is_a_sentence(
     def fail(_: str) -> None:
         raise error
 
-    monkeypatch.setitem(cli._LISTS, "models", fail)
+    monkeypatch.setitem(listing.LISTS, "models", fail)
     assert main(["list", "models"]) == code
     assert sentence in capsys.readouterr().err
 
@@ -443,7 +446,7 @@ def test_what_nobody_foresaw_keeps_its_traceback(error: Exception, monkeypatch: 
     def fail(_: str) -> None:
         raise error
 
-    monkeypatch.setitem(cli._LISTS, "models", fail)
+    monkeypatch.setitem(listing.LISTS, "models", fail)
     with pytest.raises(type(error)):
         main(["list", "models"])
 

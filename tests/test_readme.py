@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from riemann_unlearn import cli
+from riemann_unlearn.cli.commands import given
+from riemann_unlearn.cli.parser import build_parser
 from riemann_unlearn.config import EvaluateConfig, RunConfig, TrainConfig
 
 README = Path(__file__).parent.parent / "README.md"
@@ -38,10 +39,10 @@ def test_every_command_that_is_shown_is_one(command: str) -> None:
     arguments = shlex.split(command)
     if "--help" in arguments:
         return
-    options = cli._parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     for name, config in (("run", RunConfig), ("train", TrainConfig), ("evaluate", EvaluateConfig)):
         if arguments[0] == name:
-            cli._given(options, config)
+            given(options, config)
 
 
 def test_every_link_in_the_readme_leads_somewhere() -> None:
