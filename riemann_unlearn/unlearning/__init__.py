@@ -1,4 +1,4 @@
-"""Unlearning: a registry of methods, what runs them on a model, and what does it in an index of embeddings."""
+"""Unlearning: a registry of methods, what runs them on a model, and forgetting in an index."""
 
 from riemann_unlearn.config import RunConfig
 from riemann_unlearn.unlearning.api import Interrupted, UnlearningResult, unlearn

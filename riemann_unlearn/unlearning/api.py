@@ -326,8 +326,8 @@ def _check_seen(dataset: Dataset, forget: Sequence[str]) -> None:
     for query in forget:
         if not dataset.taxonomy.select([query]).concepts[concept].any():
             raise ValueError(
-                f"no seen image shows {query!r}, so there is nothing to forget it by; held-out images take no "
-                "part in a run. Leave it out, or give images of it among the seen ones"
+                f"no seen image shows {query!r}, so there is nothing to forget it by; held-out images take "
+                "no part in a run. Leave it out, or give images of it among the seen ones"
             )
     if gone.all():
         raise ValueError(
@@ -356,8 +356,8 @@ def _check_same(directory: RunDirectory, config: RunConfig) -> None:
             same = name == "device" or saved.get(name) == value
         if not same:
             raise ValueError(
-                f"{directory.folder} holds a run with another configuration: its {name} is {saved.get(name)!r}, "
-                f"and {value!r} was asked for"
+                f"{directory.folder} holds a run with another configuration: {name} is {saved.get(name)!r} "
+                f"there, and {value!r} was asked for"
             )
 
 

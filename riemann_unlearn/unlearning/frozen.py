@@ -21,9 +21,9 @@ class FrozenCopy:
     over when it is shown the same images next. Convolutions give the same bits either way; attention
     rounds differently where no gradient is asked for.
 
-    The model itself is touched by forward hooks alone, and by those only inside :meth:`following`. In the copy
-    a module stands in the place of each such layer (:class:`Recall`), so the copy is a model like any other: it
-    can be saved, copied, compiled, and asked from several threads.
+    The model itself is touched by forward hooks alone, and by those only inside :meth:`following`. In the
+    copy a module stands in the place of each such layer (:class:`Recall`), so the copy is a model like any
+    other: it can be saved, copied, compiled, and asked from several threads.
 
     Parameters
     ----------

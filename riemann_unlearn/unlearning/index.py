@@ -60,7 +60,7 @@ def unlearn_index(
     Parameters
     ----------
     images, texts : Tensor, shape (N, d)
-        On one device, as is ``forget``. Embeddings of N pairs, points on ``manifold``; with prototypes of concepts as ``texts``, repeat
+        Embeddings of N pairs, points on ``manifold``; with prototypes of concepts as ``texts``, repeat
         each for its images and leave them where they are by ``move_texts=False``. Not changed.
     forget : Tensor, shape (N,)
         bool; the pairs to be forgotten: some, and not all.
@@ -93,8 +93,8 @@ def unlearn_index(
     Raises
     ------
     ValueError
-        For shapes or devices that do not fit, a mask that chooses nothing or everything, points that are not on
-        the manifold, or numbers outside their range.
+        For shapes or devices that do not fit, a mask that chooses nothing or everything, points that are
+        not on the manifold, or numbers outside their range.
     RuntimeError
         When the loss stops being finite.
 

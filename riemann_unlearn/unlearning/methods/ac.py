@@ -18,8 +18,8 @@ from riemann_unlearn.unlearning.problem import Problem, Step
 class AC(GradientMethod):
     """Alignment Calibration (Wang et al. 2024), without the cones and the norm regularization of HAC.
 
-    By the similarity of the model's own space, or, if asked for, by the cosine of its features: in a hyperbolic
-    space of tangent vectors that is the angle that image and caption make at the origin.
+    By the similarity of the model's own space, or, if asked for, by the cosine of its features: in a
+    hyperbolic space of tangent vectors that is the angle that image and caption make at the origin.
     """
 
     name: ClassVar[str] = "ac"

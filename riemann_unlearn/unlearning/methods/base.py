@@ -2,8 +2,8 @@
 
 A method is a frozen dataclass whose fields are its settings. A :class:`GradientMethod` says what loss a batch
 has; the driver draws the batches and steps the optimizer, and knows nothing else about it. A
-:class:`DirectMethod` changes the model itself, in closed form or by a training of its own. A method from outside
-this package is one like any other::
+:class:`DirectMethod` changes the model itself, in closed form or by a training of its own. A method from
+outside this package is one like any other::
 
     @ru.register                       # for those who want its name; an instance goes wherever a name goes
     @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def create_method(method: str | type[Method] | Method, settings: Mapping[str, An
         entry = type(entry)
     if not (isinstance(entry, type) and issubclass(entry, Method) and is_dataclass(entry)):
         raise TypeError(
-            f"expected the name of a method, a subclass of riemann_unlearn.unlearning.Method or an instance of "
+            "expected the name of a method, a subclass of riemann_unlearn.unlearning.Method or an instance of "
             f"one, got {method!r}"
         )
     known = [setting.name for setting in fields(entry)]
