@@ -24,14 +24,14 @@ def encode_images(model: DualEncoder, images: Any) -> Tensor:
     Parameters
     ----------
     model : DualEncoder
-    images : Tensor, shape (N, 3, H, W), or anything else that has a length and is indexed by rows
-        As :attr:`riemann_unlearn.data.Samples.images`.
+    images : Tensor, shape (N, 3, H, W), or list of Tensor, or whatever has a length and is indexed by rows
+        As :attr:`riemann_unlearn.data.Samples.images`, or a list of images that may differ in size.
     """
+    chunks = []
     with evaluating(model):
-        chunks = [
-            model.encode_image(model.preprocess(images[rows]))
-            for rows in torch.split(torch.arange(len(images)), CHUNK)
-        ]
+        for rows in torch.split(torch.arange(len(images)), CHUNK):
+            some = [images[row] for row in rows.tolist()] if isinstance(images, list) else images[rows]
+            chunks.append(model.encode_image(model.preprocess(some)))
     return torch.cat(chunks)
 
 

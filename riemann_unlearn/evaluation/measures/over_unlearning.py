@@ -58,8 +58,7 @@ class OverUnlearning(Measure):
         rows = evenly(part.forgotten.nonzero()[:, 0], self.most_images)
         generator = torch.Generator().manual_seed(seed)
         # Image by image, for they may differ in size.
-        noisy = [self._noisy(image, generator) for image in part.images(rows)]
-        images = torch.stack(noisy) if len({image.shape for image in noisy}) == 1 else _Images(noisy)
+        images = [self._noisy(image, generator) for image in part.images(rows)]
         first, second = (_log_probabilities(one, images) for one in (before, subject))
         # Rounding may take a divergence of nothing below 0.
         return max(0.0, F.kl_div(second, first, log_target=True, reduction="batchmean").item())
@@ -74,20 +73,13 @@ class OverUnlearning(Measure):
         return (pixels + (2 * noise - 1) * self.epsilon).clamp(0, 1)
 
 
-class _Images(list[Tensor]):
-    """Images of several sizes, by rows."""
-
-    def __getitem__(self, rows: Any) -> Any:
-        return [list.__getitem__(self, row) for row in rows.tolist()]
-
-
 def _kept(subject: Subject) -> Tensor:
     """Labels of the level that probes ask at of which something is retained."""
     return ~subject.selection.forgotten[subject.taxonomy.grouping]
 
 
 @torch.no_grad()
-def _log_probabilities(subject: Subject, images: Any) -> Tensor:
+def _log_probabilities(subject: Subject, images: list[Tensor]) -> Tensor:
     """Of the retained labels, for each image."""
     texts = subject.captions[subject.taxonomy.grouping].features[_kept(subject)]
     return F.log_softmax(subject.space.logits(encode_images(subject.model, images), texts), dim=-1)
