@@ -1,56 +1,117 @@
 """The command line: ``riemann-unlearn run | train | evaluate | stability | report | list``.
 
-Only argparse is imported before a command is known, so that ``--help`` answers at once. What goes
-wrong ends in one sentence on standard error and an exit code: 2 for a request that cannot be carried
-out, 1 for one that failed on the way, 3 for a manifold that is not stable, 130 for an interrupted one.
+A command's flags are made from the dataclass in :mod:`riemann_unlearn.config` that describes it; what stands
+here is what a dataclass does not say: where to write, what to print. argparse does it in no time and thirty
+lines; of the libraries that make a command line of a dataclass (tyro, simple-parsing, jsonargparse, cyclopts)
+none both tells what was given from what is a default, which a file of options that flags override needs, and
+leaves the wording of errors to us. Nothing heavy is imported before a command is known.
+
+What goes wrong ends in one sentence on standard error and an exit code (see ``EXIT_CODES``). A traceback
+reaches a user only for what nobody foresaw.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
+import io
 import json
+import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from riemann_unlearn._version import __version__
+from riemann_unlearn.config import Config, EvaluateConfig, RunConfig, TrainConfig
 
 DEFAULT_FORGET = "food-fruit"
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 failed on the way, as on a full disk; 2 cannot be done as asked; 3 a manifold "
+    "that is not stable; 130 interrupted; 141 what read the output closed it."
+)
+
+
+class Failure(Exception):
+    """What went wrong on the way, and what is safe: for the user to read, without a traceback."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show an apple shows a question mark: no print may undo what was done.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # geoopt's import, not the user's concern.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-    # A polite kill is an interruption like Ctrl-C: the run keeps its checkpoint and says so.
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code: int | None = options.command(options)
+        with _polite_kill():
+            try:
+                options = _parser().parse_args(arguments)
+                code: int | None = options.command(options)
+            finally:
+                # Here, where a failure can be told, and not at Python's exit, where it cannot.
+                print(end="", flush=True)
     except KeyboardInterrupt as interruption:
         return _complain(str(interruption) or "interrupted", 130)
+    except BrokenPipeError:
+        # What read the output has enough, as `head` has.
+        _abandon_output()
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.filename is None:
+            _abandon_output()
+        return _complain(_reason(error), 1)
     except ValueError as error:
         return _complain(str(error), 2)
-    except (RuntimeError, OSError, ImportError) as error:
-        return _complain(str(error), 1)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    except Failure as failure:
+        return _complain(str(failure), 1)
     return code or 0
 
 
+@contextlib.contextmanager
+def _polite_kill() -> Any:
+    """Make a polite kill an interruption like Ctrl-C: the run keeps its checkpoint and says so."""
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def _complain(message: str, code: int) -> int:
-    print(f"riemann-unlearn: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads standard error either
+        print(f"riemann-unlearn: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _reason(error: OSError) -> str:
+    """An operating system's error in words: which file, and why."""
+    # What has no name is a stream: files say theirs (io.atomic_write sees to it).
+    writing = error.filename is None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+    verb = "cannot write" if writing else "cannot read or write"
+    return f"{verb} {error.filename or 'the output'}: {error.strerror or error}"
+
+
+def _abandon_output() -> None:
+    """Let what is still to be printed go nowhere: Python would try it again at its exit, and complain."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="riemann-unlearn",
         description="Make a vision-language model forget a concept, and measure what it forgot and kept.",
-        epilog="Start with: riemann-unlearn run --forget food-fruit",
+        epilog=f"Start with: riemann-unlearn run --forget food-fruit. {EXIT_CODES}",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -60,8 +121,39 @@ def _parser() -> argparse.ArgumentParser:
     _add_stability(commands)
     _add_report(commands)
     _add_list(commands)
-    _add_bench(commands)
     return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, config: type[Config]) -> None:
+    """A flag for each option of a dataclass; the namespace has only those that are given."""
+    for entry in fields(config):
+        about, kind = entry.metadata, config.kind(entry.name)
+        words = about["help"]
+        if kind in (Sequence, Mapping):
+            words += "; repeatable"
+        if isinstance(entry.default, (str, int, float)) and "(default" not in words:
+            words += f" (default: {entry.default})"
+        settings: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        if kind is not bool:
+            settings = {"action": "append" if kind in (Sequence, Mapping) else "store"}
+            choices = "{" + ",".join(about["choices"]) + "}" if about["choices"] else entry.name.upper()
+            settings["metavar"] = about["metavar"] or choices
+        parser.add_argument(
+            config.flag(entry.name),
+            dest=entry.name,
+            default=argparse.SUPPRESS,
+            help=words.replace("%", "%%"),
+            **settings,
+        )
+    parser.add_argument(
+        "--config", dest="config_file", metavar="FILE", help="YAML file of these options; flags override it"
+    )
+
+
+def _given(options: argparse.Namespace, config: type[Config]) -> dict[str, Any]:
+    """The options of a dataclass that the command line gave, checked."""
+    names = [entry.name for entry in fields(config) if hasattr(options, entry.name)]
+    return {name: config.parse(name, getattr(options, name)) for name in names}
 
 
 def _add_run(commands: Any) -> None:
@@ -74,38 +166,12 @@ def _add_run(commands: Any) -> None:
         ),
         epilog="Ctrl-C keeps a checkpoint; go on with: riemann-unlearn run --output DIR --resume",
     )
+    _add_options(run, RunConfig)
+    run.add_argument("--steps", metavar="N", help="optimizer steps, as --set steps=N (default: the method's)")
     run.add_argument(
-        "--forget",
-        action="append",
-        metavar="CONCEPT",
-        help=f"an emoji name, a subcategory or a category; repeatable (default: {DEFAULT_FORGET})",
-    )
-    run.add_argument("--model", help="bundled model or checkpoint (default: meru-emoji)")
-    run.add_argument("--data", help="bundled dataset or folder of shards (default: emoji)")
-    run.add_argument("--method", help="see 'riemann-unlearn list methods' (default: tilt)")
-    run.add_argument("--seed", type=int, help="decides batches, views and captions (default: 0)")
-    run.add_argument("--steps", type=int, help="optimizer steps (default: the method's)")
-    run.add_argument(
-        "--saliency",
-        type=float,
-        metavar="SHARE",
-        help="move only this share of the weights, those that the forgotten depend on most (default: 1)",
-    )
-    run.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change a setting of the method, such as alpha=0.5; repeatable",
-    )
-    run.add_argument(
-        "--output",
-        metavar="DIR",
-        type=Path,
-        help="run directory (default: a new folder under runs/)",
+        "--output", metavar="DIR", type=Path, help="run directory (default: a new folder under runs/)"
     )
     run.add_argument("--resume", action="store_true", help="go on with the run in --output")
-    run.add_argument("--config", metavar="FILE", help="YAML file of these options; flags override it")
     run.add_argument("--json", action="store_true", help="print metrics.json instead of a table")
     run.set_defaults(command=_run)
 
@@ -113,21 +179,20 @@ def _add_run(commands: Any) -> None:
 def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
-        help="train CLIP or MERU from scratch",
+        help="train a model from scratch",
         description=(
-            "Train CLIP or MERU from scratch. The bundled models were made with "
+            "Train a model from scratch. The bundled ones were made with "
             "'riemann-unlearn train --model NAME --output DIR'."
         ),
     )
     train.add_argument(
         "--model",
         required=True,
-        help="a bundled model, to train it again as it was, or an open_clip-style JSON configuration",
+        help="a bundled model, to train it again as it was (with its own settings where none are given), or "
+        "an open_clip-style JSON configuration",
     )
     train.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder to write to")
-    train.add_argument(
-        "--config", metavar="FILE", help="YAML of training settings (default: the bundled model's)"
-    )
+    _add_options(train, TrainConfig)
     train.add_argument("--resume", action="store_true", help="go on with the training in --output")
     train.set_defaults(command=_train)
 
@@ -142,28 +207,7 @@ def _add_evaluate(commands: Any) -> None:
         ),
         epilog="For example: riemann-unlearn evaluate --model runs/DIR --audit full --output runs/DIR",
     )
-    evaluate.add_argument("--model", default="meru-emoji", help="bundled model, checkpoint or run")
-    evaluate.add_argument("--data", help="dataset or folder of shards (default: the run's, else emoji)")
-    evaluate.add_argument(
-        "--forget",
-        action="append",
-        metavar="CONCEPT",
-        help="what counts as forgotten; repeatable (default: what the run forgot, else food-fruit)",
-    )
-    evaluate.add_argument(
-        "--audit",
-        choices=("quick", "full"),
-        default="quick",
-        help="full also asks the features, relearning, membership inference, alignment and hierarchy: about "
-        "a minute (default: quick)",
-    )
-    evaluate.add_argument(
-        "--before", metavar="MODEL", help="untouched model, for a full audit (default: the one the run is of)"
-    )
-    evaluate.add_argument(
-        "--oracle", metavar="MODEL", help="model trained without the forgotten, for a full audit"
-    )
-    evaluate.add_argument("--seed", type=int, default=0, help="of a full audit (default: 0)")
+    _add_options(evaluate, EvaluateConfig)
     evaluate.add_argument(
         "--output",
         metavar="DIR",
@@ -222,7 +266,7 @@ def _add_report(commands: Any) -> None:
         "--picture",
         metavar="FILE.png",
         type=Path,
-        help="also draw held-out images with what they were called before and after (needs matplotlib)",
+        help="also draw held-out images with what they were called before and after",
     )
     report.set_defaults(command=_report)
 
@@ -230,123 +274,118 @@ def _add_report(commands: Any) -> None:
 def _add_list(commands: Any) -> None:
     listing = commands.add_parser(
         "list",
-        help="list models, methods or concepts",
-        description="List what --model, --method and --forget can be.",
+        help="list models, methods, concepts and what else there is by name",
+        description="List what can be named: what --model, --method, --data and --forget can be, what a full "
+        "audit measures, and how features are compared.",
     )
-    listing.add_argument("what", choices=("models", "methods", "concepts"))
+    listing.add_argument("what", choices=tuple(_LISTS))
     listing.add_argument("--data", help="whose concepts: dataset or folder of shards (default: emoji)")
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(command=_list)
 
 
-def _add_bench(commands: Any) -> None:
-    bench = commands.add_parser(
-        "bench",
-        help="measure: optimizers, their speed, WordNet and more",
-        description=(
-            "Run one of the benchmarks of the source tree, as 'python -m benchmarks.NAME' does. "
-            "'riemann-unlearn bench NAME --help' tells its options."
-        ),
-    )
-    bench.add_argument("name", metavar="NAME", help="such as optimizers, optimizer_step or wordnet")
-    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="options of the benchmark")
-    bench.set_defaults(command=_bench)
-
-
 def _run(options: argparse.Namespace) -> None:
-    from riemann_unlearn.report import metrics_table, write_report
-    from riemann_unlearn.unlearning import RunConfig, read_config, unlearn
-
-    asked: dict[str, Any] = {
-        name: value
-        for name in ("forget", "model", "data", "method", "seed", "saliency")
-        if (value := getattr(options, name)) is not None
-    }
-    settings = dict(map(parse_setting, options.set))
+    asked = _given(options, RunConfig)
+    settings = {**asked.pop("settings", {})}
     if options.steps is not None:
-        settings["steps"] = options.steps
-    if options.resume and options.output is None:
-        raise ValueError("--resume needs --output DIR, the run directory to go on with")
-    source = options.output / "config.yaml" if options.resume else options.config
+        settings.update(RunConfig.parse("settings", [f"steps={options.steps}"]))
+    source = options.config_file
+    if options.resume:
+        if options.output is None:
+            raise ValueError("--resume needs --output DIR, the run directory to go on with")
+        if source is not None:
+            raise ValueError("--resume goes on with the run's own config.yaml; leave out --config")
+        source = options.output / "config.yaml"
     if source is None:
-        config = RunConfig(**{"forget": [DEFAULT_FORGET], **asked, "settings": settings})
+        config = RunConfig(**{"forget": [DEFAULT_FORGET], **asked})
     else:
-        config = read_config(source, **asked)
-        config = read_config(source, **asked, settings={**config.settings, **settings})
+        config = RunConfig.read_yaml(source, **asked)
+    config = replace(config, settings={**config.settings, **settings})
     output = options.output or _new_folder(config.method, config.forget, config.seed)
-    result = unlearn(
-        config.model,
-        config.data,
-        forget=config.forget,
-        method=config.method,
-        settings=config.settings,
-        seed=config.seed,
-        forget_batch=config.forget_batch,
-        retain_batch=config.retain_batch,
-        saliency=config.saliency,
-        output=output,
-        resume=options.resume,
-    )
-    write_report(output)
+
+    from riemann_unlearn.report import metrics_table, write_report
+    from riemann_unlearn.unlearning import unlearn
+
+    try:
+        result = unlearn(output=output, resume=options.resume, **config.to_mapping())
+        write_report(output)
+    except OSError as error:
+        raise Failure(f"{_reason(error)}; {_safe(output)}") from None
     if options.json:
-        print(json.dumps(result.metrics, indent=2))
+        _print_json(result.metrics)
     else:
         print(metrics_table(result.metrics))
         print(f"\nWritten to {output}; open {output / 'report.html'} in a browser.")
 
 
+def _safe(folder: Path) -> str:
+    """What is left of a run that could not be written to its end, and how to go on."""
+    if (folder / "metrics.json").is_file():
+        return f"the run in {folder} is whole; write its report with: riemann-unlearn report {folder}"
+    if (folder / "checkpoint.pt").is_file():
+        return f"its checkpoint is whole; go on with: riemann-unlearn run --output {folder} --resume"
+    return "nothing was kept"
+
+
 def _train(options: argparse.Namespace) -> None:
-    import yaml
+    asked = _given(options, TrainConfig)
 
     from riemann_unlearn.models import list_models
-    from riemann_unlearn.training import TrainConfig, train
+    from riemann_unlearn.training import train
 
     bundled = {info.name: info.path for info in list_models()}
     if options.model in bundled:
         model_file = bundled[options.model] / "open_clip_config.json"
-        config_file = Path(options.config or bundled[options.model] / "train.yaml")
+        source = options.config_file or bundled[options.model] / "train.yaml"
     else:
-        model_file, config_file = Path(options.model), Path(options.config or "")
+        model_file, source = Path(options.model), options.config_file
+    config = TrainConfig(**asked) if source is None else TrainConfig.read_yaml(source, **asked)
     try:
-        model_config = json.loads(model_file.read_text(encoding="utf-8"))
-        settings = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.name else {}
-    except (OSError, yaml.YAMLError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read the configuration: {error}") from None
-    try:
-        config = TrainConfig(**settings)
-    except TypeError as error:
-        raise ValueError(f"{config_file}: {error}") from None
-    train(model_config, config, options.output, resume=options.resume)
+        train(_read_json(model_file), config, options.output, resume=options.resume)
+    except OSError as error:
+        raise Failure(
+            f"{_reason(error)}; what is in {options.output} is whole, go on with --resume"
+        ) from None
     print(f"Written to {options.output}.")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    asked = _given(options, EvaluateConfig)
+    source = options.config_file
+    config = EvaluateConfig(**asked) if source is None else EvaluateConfig.read_yaml(source, **asked)
+    full = config.audit == "full"
+    if options.output is not None and not full:
+        raise ValueError("--output is for a full audit; add --audit full")
+    for name in ("before", "oracle"):
+        if getattr(config, name) is not None and not full:
+            raise ValueError(f"--{name} is for a full audit; add --audit full")
+    run = _run_in(Path(config.model))
+    config = replace(
+        config,
+        forget=config.forget or run.get("forget") or [DEFAULT_FORGET],
+        data=config.data or run.get("data") or "emoji",
+        before=config.before or (run.get("model") if full else None),
+    )
+    if options.output is not None:
+        _check_can_be_made(options.output)
+
     from riemann_unlearn.evaluation import evaluate
     from riemann_unlearn.io import atomic_write
     from riemann_unlearn.report import AUDIT_NAME, evaluation_table, write_report
 
-    run = _run_in(Path(options.model))
-    forget = options.forget or run.get("forget") or [DEFAULT_FORGET]
-    data = options.data or run.get("data") or "emoji"
-    full = options.audit == "full"
-    if options.output is not None and not full:
-        raise ValueError("--output is for a full audit; add --audit full")
-    report = evaluate(
-        options.model,
-        data,
-        forget=forget,
-        audit=options.audit,
-        before=options.before or (run.get("model") if full else None),
-        oracle=options.oracle,
-        seed=options.seed,
-        progress=True,
-    )
-    report = {"model": options.model, "data": data, "forgotten": forget, **report}
-    if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
-        atomic_write(options.output / AUDIT_NAME, json.dumps(report, indent=1) + "\n")
-        write_report(options.output)
-    print(json.dumps(report, indent=2) if options.json else evaluation_table(report))
+    report = evaluate(**config.to_mapping(), progress=True)
+    report = {"model": config.model, "data": config.data, "forgotten": list(config.forget or ()), **report}
+    try:
+        if options.output is not None:
+            options.output.mkdir(parents=True, exist_ok=True)
+            atomic_write(options.output / AUDIT_NAME, json.dumps(report, indent=1) + "\n")
+            write_report(options.output)
+    finally:
+        # Also where it could not be written: it took a minute.
+        if options.json:
+            _print_json(report)
+        else:
+            print(evaluation_table(report))
 
 
 def _stability(options: argparse.Namespace) -> int:
@@ -380,78 +419,86 @@ def _report(options: argparse.Namespace) -> None:
 
     print(f"Written to {write_report(options.run)}")
     if options.picture is not None:
-        try:
-            write_picture(options.run, options.picture)
-        except ImportError as error:
-            raise ValueError(f"a picture needs matplotlib: pip install matplotlib ({error})") from None
+        write_picture(options.run, options.picture)
         print(f"Written to {options.picture}")
 
 
 def _list(options: argparse.Namespace) -> None:
-    from dataclasses import fields
-
     if options.data is not None and options.what != "concepts":
         raise ValueError(f"--data is for concepts; {options.what} are the same for any data")
-    rows: list[dict[str, Any]]
-    if options.what == "models":
-        from riemann_unlearn.models import list_models
-
-        rows = [
-            {"name": m.name, "architecture": m.architecture, "description": m.description}
-            for m in list_models()
-        ]
-    elif options.what == "methods":
-        from riemann_unlearn.unlearning import list_methods
-
-        rows = [
-            {
-                "name": method.name,
-                "description": method.description,
-                "paper": method.paper,
-                "geometries": ", ".join(method.geometries),
-                "settings": ", ".join(f"{f.name}={f.default:g}" for f in fields(method)),
-            }
-            for method in list_methods()
-        ]
-    else:
-        from riemann_unlearn.data import load
-
-        rows = [
-            {"category": c.category, "subcategory": c.subcategory, "name": c.name}
-            for c in load(options.data or "emoji").taxonomy.concepts
-        ]
+    rows = _LISTS[options.what](options.data or "emoji")
     if options.json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        _print_json(rows)
     else:
         for row in rows:
             print("  ".join(str(value) for value in row.values()))
 
 
-def _bench(options: argparse.Namespace) -> None:
-    import importlib
-    import pkgutil
+def _list_models(_: str) -> list[dict[str, Any]]:
+    from riemann_unlearn.models import list_models
 
-    sys.path.append(str(Path.cwd()))
+    return [
+        {"name": m.name, "architecture": m.architecture, "description": m.description} for m in list_models()
+    ]
+
+
+def _list_methods(_: str) -> list[dict[str, Any]]:
+    from riemann_unlearn.unlearning import list_methods
+
+    return [
+        {
+            "name": method.name,
+            "description": method.description,
+            "paper": method.paper,
+            "geometries": ", ".join(method.geometries),
+            "settings": ", ".join(f"{f.name}={f.default:g}" for f in fields(method)),
+        }
+        for method in list_methods()
+    ]
+
+
+def _list_concepts(data: str) -> list[dict[str, Any]]:
+    from riemann_unlearn.data import load
+
+    taxonomy = load(data).taxonomy
+    # From general to specific, as a folder's path reads.
+    names = [level.name for level in reversed(taxonomy.levels)]
+    return [
+        dict(zip(names, (*reversed(concept.path), concept.name), strict=True))
+        for concept in taxonomy.concepts
+    ]
+
+
+_LISTS = {
+    "models": _list_models,
+    "methods": _list_methods,
+    "concepts": _list_concepts,
+}
+
+
+def _print_json(content: Any) -> None:
+    # In ASCII: it stays JSON where the terminal's encoding knows no more.
+    print(json.dumps(content, indent=2))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object; ValueError where it is none."""
     try:
-        package = importlib.import_module("benchmarks")
-        known = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    except ModuleNotFoundError:
-        raise ValueError("the benchmarks are part of the source tree: run this in its folder") from None
-    if options.name not in known:
-        raise ValueError(f"there is no benchmark {options.name!r}; there are {', '.join(known)}")
-    importlib.import_module(f"benchmarks.{options.name}").main(options.arguments)
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
 
 
-def parse_setting(text: str) -> tuple[str, float]:
-    """The name and the number of NAME=NUMBER; ValueError for anything else."""
-    name, equals, value = text.partition("=")
-    try:
-        number = int(value) if value.lstrip("+-").isdecimal() else float(value)
-    except ValueError:
-        equals = ""
-    if not equals:
-        raise ValueError(f"--set takes NAME=NUMBER, such as alpha=0.5; got {text!r}")
-    return name, number
+def _check_can_be_made(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, before the work whose result is to go there."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"cannot write to {folder}: {existing} is not a folder that can be written to")
 
 
 def _new_folder(method: str, forget: Sequence[str], seed: int) -> Path:
@@ -468,7 +515,7 @@ def _new_folder(method: str, forget: Sequence[str], seed: int) -> Path:
 def _run_in(folder: Path) -> dict[str, Any]:
     """The metrics of the run in ``folder``, nothing if it holds none."""
     path = folder / "metrics.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return _read_json(path) if path.is_file() else {}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Nothing heavy is imported (PyYAML only to read or write it), so that the command
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import operator
@@ -36,6 +37,7 @@ def about(
     above: float | None = None,
     choices: Sequence[str] = (),
     metavar: str | None = None,
+    flag: str | None = None,
 ) -> dict[str, Any]:
     """The metadata of an option's field.
 
@@ -51,6 +53,8 @@ def about(
         The values there are.
     metavar : str, optional
         What stands for the value in ``--help``.
+    flag : str, optional
+        On the command line, where it is not the field's name.
     """
     return {
         "help": help,
@@ -59,6 +63,7 @@ def about(
         "above": above,
         "choices": tuple(choices),
         "metavar": metavar,
+        "flag": flag,
     }
 
 
@@ -107,6 +112,41 @@ class Config:
             raise ValueError(
                 f"{label or name} must be {cls.expected(name)}, got {shown(value)}{mend}"
             ) from None
+
+    @classmethod
+    def parse(cls, name: str, given: Any) -> Any:
+        """The value of one option as the command line gives it: in one text, or several.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`check` does, by the option's flag.
+
+        Examples
+        --------
+        >>> TrainConfig.parse("learning_rate", "4e-4")
+        0.0004
+        """
+        kind = cls.kind(name)
+        if kind is Mapping:
+            given = dict(map(parse_setting, given))
+        elif kind in (int, float):
+            # What is no number stays a text, for the message to show.
+            for number in (int, float):
+                with contextlib.suppress(ValueError):
+                    given = number(given)
+                    break
+        return cls.check(name, given, cls.flag(name))
+
+    @classmethod
+    def flag(cls, name: str) -> str:
+        """An option's name on the command line."""
+        return cls.option(name).metadata["flag"] or "--" + name.replace("_", "-")
+
+    @classmethod
+    def kind(cls, name: str) -> Any:
+        """What an option is: ``str``, ``int``, ``float``, ``bool``, ``Sequence`` or ``Mapping``."""
+        return _kind(cls, name)[0]
 
     @classmethod
     def option(cls, name: str) -> Field[Any]:
@@ -212,7 +252,10 @@ class RunConfig(Config):
     example: ClassVar[str] = "forget: [food-fruit]"
 
     forget: Sequence[str] = field(
-        metadata=about("what to forget: a concept or a label of any level of the data", metavar="CONCEPT")
+        metadata=about(
+            "what to forget: a concept or a label of any level of the data (default: food-fruit)",
+            metavar="CONCEPT",
+        )
     )
     model: str = field(default="meru-emoji", metadata=about("bundled model or checkpoint"))
     data: str = field(default="emoji", metadata=about("bundled dataset or folder of shards"))
@@ -220,7 +263,9 @@ class RunConfig(Config):
     settings: Mapping[str, Any] = field(
         default_factory=dict,
         metadata=about(
-            "change a setting of the method, such as alpha=0.5 (default: the method's)", metavar="NAME=NUMBER"
+            "change a setting of the method, such as alpha=0.5 (default: the method's)",
+            metavar="NAME=NUMBER",
+            flag="--set",
         ),
     )
     seed: int = field(
@@ -333,6 +378,24 @@ class EvaluateConfig(Config):
     )
     seed: int = field(default=0, metadata=about("of a full audit", low=0, high=SEED_LIMIT, metavar="N"))
     device: str = field(default="cpu", metadata=about("where to compute, such as cuda", metavar="DEVICE"))
+
+
+def parse_setting(text: str) -> tuple[str, float]:
+    """The name and the number of NAME=NUMBER; ValueError for anything else.
+
+    Examples
+    --------
+    >>> parse_setting("alpha=0.5")
+    ('alpha', 0.5)
+    """
+    name, equals, value = text.partition("=")
+    try:
+        number = int(value) if value.lstrip("+-").isdecimal() else float(value)
+    except ValueError:
+        equals = ""
+    if not equals:
+        raise ValueError(f"--set takes NAME=NUMBER, such as alpha=0.5; got {text!r}")
+    return name, number
 
 
 def read_yaml(path: str | Path) -> Any:

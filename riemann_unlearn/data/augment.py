@@ -1,13 +1,14 @@
 """Random views of a batch of images: an affine map and a change of colour, both batched.
 
-A rendering of an emoji differs between vendors in size, placement, line weight and palette, and not
-in what it shows or in which direction it faces. So the views shift, scale, turn a little and recolour,
-and never mirror ("right arrow" would become "left arrow").
+Two pictures of one thing differ in size, placement and palette, and not in what they show or in which
+direction it faces. So the views shift, scale, turn a little and recolour, and never mirror ("right arrow"
+would become "left arrow").
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +26,16 @@ TINT_STRENGTH = 0.05
 """Largest relative change of one channel: small, for an orange book is not a yellow one."""
 
 
-def random_view(images: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+def random_view(
+    images: Tensor | Sequence[Tensor], size: tuple[int, int], generator: torch.Generator
+) -> Tensor:
     """One random view of every image, resampled to ``size``.
 
     Parameters
     ----------
-    images : Tensor, shape (N, 3, H, W)
-        uint8, or floating point in [0, 1].
+    images : Tensor, shape (N, 3, H, W), or sequence of Tensor, each of shape (3, h, w)
+        uint8, or floating point in [0, 1]. Images of a sequence are brought to ``size`` first, each by itself
+        and without aliasing, so that a view does not depend on what else is in the batch.
     size : tuple of int
         Height and width of the result.
     generator : torch.Generator
@@ -49,8 +53,9 @@ def random_view(images: Tensor, size: tuple[int, int], generator: torch.Generato
     >>> random_view(images, (64, 64), torch.Generator().manual_seed(0)).shape
     torch.Size([2, 3, 64, 64])
     """
-    if not images.is_floating_point():
-        images = images.float() / 255
+    if not isinstance(images, Tensor):
+        images = torch.cat([_resized(image, size) for image in images])
+    images = _fractions(images)
     n = len(images)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -82,3 +87,13 @@ def random_view(images: Tensor, size: tuple[int, int], generator: torch.Generato
     views = (grey + saturation * (views - grey)) * tint
     centre = views.mean((1, 2, 3), keepdim=True)
     return ((centre + contrast * (views - centre)) * gain).clamp(0, 1)
+
+
+def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """One image of another size, shape (1, 3, *size); filtered first where it becomes smaller."""
+    return F.interpolate(_fractions(image)[None], size, mode="bilinear", antialias=True)
+
+
+def _fractions(images: Tensor) -> Tensor:
+    """Channels in [0, 1] rather than as bytes."""
+    return images if images.is_floating_point() else images.float() / 255

@@ -4,9 +4,9 @@ Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking
 Algorithms" (arXiv 1708.07747; MIT licence). Small enough to train a model again from scratch, without
 what is to be forgotten, and large enough that membership means something.
 
-A class is both a name and a subcategory ("ankle boot"), so forgetting it means the same at either level,
-and zero-shot accuracy is that over the ten classes. The categories above are clothing (six classes),
-footwear (three) and accessories (the bag alone, which therefore has no siblings).
+A garment is both a concept and a class of its own ("ankle boot"), so forgetting it means the same at either
+level, probes have the ten classes, and zero-shot accuracy is that over them. The kinds above are clothing
+(six classes), footwear (three) and accessories (the bag alone, which therefore has no siblings).
 
 The files are not part of this package. They are looked for in the folder named by the environment
 variable ``FASHION_MNIST``, else where Debian's package ``dataset-fashion-mnist`` puts them.
@@ -22,11 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemann_unlearn.data.dataset import Dataset, ImageTextData
+from riemann_unlearn.data.samples import Dataset, Samples
+from riemann_unlearn.data.sources.base import Source
 from riemann_unlearn.data.taxonomy import Concept, Taxonomy
+from riemann_unlearn.registry import register
 
 FOLDER_VARIABLE = "FASHION_MNIST"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+LEVELS = ("name", "class", "kind")
 
 _FILES = {
     part: (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
@@ -49,49 +52,46 @@ _CLASSES = [
 ]
 
 
-def holds_fashion_mnist(folder: Path) -> bool:
-    """Whether the four files, as they are or gzip-compressed, are in ``folder``."""
-    return all(_find(folder, name) is not None for names in _FILES.values() for name in names)
-
-
-def load_fashion_mnist(folder: str | Path | None = None) -> Dataset:
+@register
+class FashionMNIST(Source):
     """Fashion-MNIST from its four idx files, plain or ``.gz``.
 
-    Images are dark on white, as in a catalogue and as the bundled emoji are; the three channels are one
-    block of memory seen three times, 47 MB for the 60,000.
-
-    Parameters
-    ----------
-    folder : str or Path, optional
-        Where the files are. By default the environment variable ``FASHION_MNIST`` says so, else it is
-        the folder of Debian's package.
-
-    Returns
-    -------
-    Dataset
-
-    Raises
-    ------
-    ValueError
-        When a file is missing or is not what its name says.
+    Images are dark on white, as in a catalogue and as the bundled ones are; the three channels are one block
+    of memory seen three times, 47 MB for the 60,000.
     """
-    where = Path(folder or os.environ.get(FOLDER_VARIABLE) or DEBIAN_FOLDER)
-    if not holds_fashion_mnist(where):
-        raise ValueError(
-            f"Fashion-MNIST is not in {where}: install Debian's package dataset-fashion-mnist, or set "
-            f"{FOLDER_VARIABLE} to the folder of its four files "
-            "(torchvision.datasets.FashionMNIST(ROOT, download=True) writes them to ROOT/FashionMNIST/raw)"
-        )
-    concepts = [
-        Concept(key=str(label), name=name, keywords=keywords, subcategory=name, category=category)
-        for label, (name, category, keywords) in enumerate(_CLASSES)
-    ]
-    taxonomy = Taxonomy(concepts)
-    seen, heldout = (_part(where, *names, taxonomy) for names in _FILES.values())
-    return Dataset("fashion-mnist", seen, heldout)
+
+    name = "fashion-mnist"
+    description = "Fashion-MNIST (Debian's dataset-fashion-mnist), or a folder with its four files"
+
+    def opens(self, path: Path) -> bool:
+        """Whether the four files are in the folder."""
+        return all(_find(path, name) is not None for names in _FILES.values() for name in names)
+
+    def load(self, path: Path | None) -> Dataset:
+        """The four files in the folder ``path``, else where the environment or Debian's package has them."""
+        where = Path(path or os.environ.get(FOLDER_VARIABLE) or DEBIAN_FOLDER)
+        if not self.opens(where):
+            raise ValueError(
+                f"Fashion-MNIST is not in {where}: install Debian's package dataset-fashion-mnist, or set "
+                f"{FOLDER_VARIABLE} to the folder of its four files "
+                "(torchvision.datasets.FashionMNIST(ROOT, download=True) writes them to "
+                "ROOT/FashionMNIST/raw)"
+            )
+        concepts = [
+            Concept(str(label), name, keywords, path=(name, kind))
+            for label, (name, kind, keywords) in enumerate(_CLASSES)
+        ]
+        taxonomy = Taxonomy(concepts, LEVELS, _caption)
+        seen, heldout = (_part(where, *names, taxonomy) for names in _FILES.values())
+        return Dataset(self.name, seen, heldout)
 
 
-def _part(folder: Path, images_name: str, labels_name: str, taxonomy: Taxonomy) -> ImageTextData:
+def _caption(level: str, label: str) -> str:
+    # A class is worded a little differently from its name, where it can be ("t shirt", "t-shirt").
+    return label.replace("-", " ") if level == "class" else label
+
+
+def _part(folder: Path, images_name: str, labels_name: str, taxonomy: Taxonomy) -> Samples:
     labels = _read_idx(folder, labels_name, dimensions=1)
     images = _read_idx(folder, images_name, dimensions=3)
     if images.shape != (len(labels), _SIDE, _SIDE) or labels.max() >= len(taxonomy.concepts):
@@ -100,7 +100,7 @@ def _part(folder: Path, images_name: str, labels_name: str, taxonomy: Taxonomy) 
             f"{len(labels)} labels up to {int(labels.max())}"
         )
     images.bitwise_not_()  # 255 - image: dark on white
-    return ImageTextData(
+    return Samples(
         images[:, None].expand(-1, 3, -1, -1),
         labels.long(),
         torch.zeros(len(labels), dtype=torch.long),
@@ -112,7 +112,8 @@ def _part(folder: Path, images_name: str, labels_name: str, taxonomy: Taxonomy) 
 def _read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
     """The uint8 array of an idx file: 0, 0, 8 (unsigned byte), rank, big-endian sizes, then the data."""
     path = _find(folder, name)
-    assert path is not None  # checked by the caller
+    if path is None:  # it was there a moment ago
+        raise ValueError(f"{name} is gone from {folder}")
     header = 4 + 4 * dimensions
     try:
         content = bytearray(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
