@@ -27,7 +27,7 @@ from riemann_unlearn.evaluation.measures.base import (
 )
 from riemann_unlearn.evaluation.measures.zero_shot import ZeroShot
 from riemann_unlearn.evaluation.subject import MOST_SEEN, Subject, encode
-from riemann_unlearn.models import DualEncoder
+from riemann_unlearn.models import DualEncoder, unwrap
 from riemann_unlearn.models import load as load_model
 
 Result = TypeVar("Result")

@@ -137,7 +137,9 @@ class Recovery(Measure):
             return None
         return shots_figure("Recall by few-shot prototypes", curves, next(iter(values.values()))["chance"])
 
-    def _few_shots(self, subject: Subject, own: Tensor, count: int, score: Score, seed: int) -> dict[str, Any]:
+    def _few_shots(
+        self, subject: Subject, own: Tensor, count: int, score: Score, seed: int
+    ) -> dict[str, Any]:
         """Recall with n shots of each forgotten class, for every n that all of them have images for."""
         features, space = subject.seen.features, subject.space
         generator = torch.Generator().manual_seed(seed)

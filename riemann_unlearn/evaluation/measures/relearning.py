@@ -10,21 +10,23 @@ must be learned anew, and returns no faster than in a model that never knew it: 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from riemann_unlearn.data.batch import make_batch
+from riemann_unlearn.data.batch import Batch, make_batch
 from riemann_unlearn.evaluation.features import encode_captions, encode_images
 from riemann_unlearn.evaluation.measures.base import Measure, percent, share, shots_text
 from riemann_unlearn.evaluation.measures.recovery import SHOTS, shots_figure
 from riemann_unlearn.evaluation.subject import Part, Subject, evenly
 from riemann_unlearn.losses import ContrastiveLoss
-from riemann_unlearn.models import DualEncoder
+from riemann_unlearn.models import DualEncoder, evaluating
 from riemann_unlearn.registry import register
+from riemann_unlearn.training.driver import Callback, Driver
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,8 +91,11 @@ class Relearning(Measure):
             # All that is random is drawn on the CPU, so that a seed means the same on every device.
             generator = torch.Generator().manual_seed(seed)
             drawn = torch.cat([rows[torch.randperm(len(rows), generator=generator)[:n]] for rows in pools])
-            tuned = self.attack(subject, drawn, generator)
-            curves.append([_accuracy(subject, model, test) for step, model in tuned if step in self.steps])
+            # A frozen model is one to an attacker as any other.
+            model = copy.deepcopy(subject.model).requires_grad_(True)
+            curve = _Curve(self.steps, partial(_accuracy, subject, model, test))
+            self.attack(model, subject, drawn, generator, [curve])
+            curves.append(curve.accuracies)
         by_steps = {step: [curve[i] for curve in curves] for i, step in enumerate(self.steps)}
         return {
             "shots": shots,
@@ -108,36 +113,96 @@ class Relearning(Measure):
     def figure(self, values: Mapping[str, Any]) -> Figure:
         """Accuracy after the last step against the number of shots."""
         curves = {
-            role: ([0, *value["shots"]], [value["start"], *value["accuracy"]]) for role, value in values.items()
+            role: ([0, *value["shots"]], [value["start"], *value["accuracy"]])
+            for role, value in values.items()
         }
         return shots_figure("Accuracy on the forgotten after fine-tuning", curves, None)
 
     def attack(
-        self, subject: Subject, shots: Tensor, generator: torch.Generator
-    ) -> Iterator[tuple[int, DualEncoder]]:
-        """Fine-tune a copy of the model on the seen images at rows ``shots``; the copy after each step."""
-        # In evaluation mode, so that batch statistics stay; a frozen model is one to an attacker as any other.
-        model = copy.deepcopy(subject.model).eval().requires_grad_(True)
-        data = subject.seen.samples
-        retained = (~subject.seen.forgotten).nonzero()[:, 0].cpu()
-        # As in unlearning: τ, the curvature and the feature scales define the space and stay.
-        optimizer = torch.optim.Adam([p for p in model.parameters() if p.ndim > 0], lr=self.learning_rate)
+        self,
+        model: DualEncoder,
+        subject: Subject,
+        shots: Tensor,
+        generator: torch.Generator,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        """Fine-tune ``model``, in place, on some seen images of the forgotten.
+
+        Parameters
+        ----------
+        model : DualEncoder
+            A copy of the subject's.
+        subject : Subject
+        shots : Tensor, shape (n,)
+            Rows of the seen images; long, on the CPU.
+        generator : torch.Generator
+            Source of all randomness.
+        callbacks : sequence of Callback
+            Told of every step.
+        """
         contrastive = ContrastiveLoss()
-        for step in range(1, self.steps[-1] + 1):
-            some = shots[torch.randperm(len(shots), generator=generator)[: self.forget_batch]]
-            others = retained[torch.randint(len(retained), (self.retain_batch,), generator=generator)]
-            batch = make_batch(data, torch.cat([some, others]), model.image_size, generator)
-            batch = batch.to(subject.seen.features.device)
+        levels = [f"{level.name}_loss" for level in subject.taxonomy.levels]
+
+        def objective(batch: Batch) -> dict[str, Tensor]:
             images = model.encode_image(model.preprocess(batch.images))
             texts = model.encode_text(model.tokenize(batch.texts))
-            losses = [
-                contrastive(images, texts[pair.row], caption_ids=pair.caption_ids, space=model.space)
-                for pair in batch.pairings
-            ]
-            optimizer.zero_grad(set_to_none=True)
-            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            yield step, model
+            return {
+                level: contrastive(images, texts[pair.row], caption_ids=pair.caption_ids, space=model.space)
+                for level, pair in zip(levels, batch.pairings, strict=True)
+            }
+
+        # As in unlearning: τ, the curvature and the feature scales define the space and stay.
+        weights = [parameter for parameter in model.parameters() if parameter.ndim > 0]
+        # In evaluation mode, so that batch statistics stay.
+        with evaluating(model):
+            Driver(
+                _Shots(self, subject, shots, generator),
+                objective,
+                torch.optim.Adam(weights, lr=self.learning_rate),
+                parameters=weights,
+                steps=self.steps[-1],
+                device=subject.seen.features.device,
+                callbacks=callbacks,
+            ).run()
+
+
+class _Shots:
+    """Batches of some of the shots, and as many retained pairs as there are to be."""
+
+    def __init__(
+        self, measure: Relearning, subject: Subject, shots: Tensor, generator: torch.Generator
+    ) -> None:
+        self.measure, self.subject, self.shots, self.generator = measure, subject, shots, generator
+        self.retained = (~subject.seen.forgotten).nonzero()[:, 0].cpu()
+
+    def draw(self, number: int) -> Batch:
+        """The batch of a step."""
+        measure, generator = self.measure, self.generator
+        some = self.shots[torch.randperm(len(self.shots), generator=generator)[: measure.forget_batch]]
+        drawn = torch.randint(len(self.retained), (measure.retain_batch,), generator=generator)
+        rows = torch.cat([some, self.retained[drawn]])
+        return make_batch(self.subject.seen.samples, rows, self.subject.model.image_size, generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the generator."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Back to it."""
+        self.generator.set_state(state["generator"])
+
+
+class _Curve(Callback):
+    """Asks after some of the steps how well the forgotten is known."""
+
+    def __init__(self, steps: Sequence[int], accuracy: Callable[[], float | None]) -> None:
+        self.steps, self.accuracy = steps, accuracy
+        self.accuracies: list[float | None] = []
+
+    def stepped(self, driver: Driver, record: dict[str, Any]) -> None:
+        """Ask, if it is time."""
+        if driver.step in self.steps:
+            self.accuracies.append(self.accuracy())
 
 
 def _tested(subject: Subject) -> Part:
