@@ -2,8 +2,8 @@
 
 The objective is the family's contrastive loss at every level of the taxonomy (InfoNCE for CLIP, Radford et
 al. 2021), to which a space with cones adds entailment: a caption's cone holds its image, and a broader
-caption's cone holds the narrower caption (MERU, Desai et al. 2023, equations 5-8; across levels as in HyCoCLIP,
-Pal et al. 2024):
+caption's cone holds the narrower caption (MERU, Desai et al. 2023, equations 5-8; across levels as in
+HyCoCLIP, Pal et al. 2024):
 
     L = Σ_level [ L_con(image, text_level) + λ L_ent(image, text_level) ] + λ Σ L_ent(text, text above)
 

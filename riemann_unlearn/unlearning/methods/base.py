@@ -161,8 +161,8 @@ def create_method(method: str | type[Method] | Method, settings: Mapping[str, An
         entry = type(entry)
     if not (isinstance(entry, type) and issubclass(entry, Method) and is_dataclass(entry)):
         raise TypeError(
-            "expected the name of a method, a subclass of riemann_unlearn.unlearning.Method or an instance of "
-            f"one, got {method!r}"
+            "expected the name of a method, a subclass of riemann_unlearn.unlearning.Method, or an instance "
+            f"of one, got {method!r}"
         )
     known = [setting.name for setting in fields(entry)]
     if unknown := sorted(set(settings) - set(known)):
