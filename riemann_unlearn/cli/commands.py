@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,16 @@ def run(options: argparse.Namespace) -> None:
     else:
         config = RunConfig.read_yaml(source, **asked)
     config = replace(config, settings={**config.settings, **settings})
-    output = options.output or _new_folder(config.method, config.forget, config.seed)
 
     from riemann_unlearn.report import metrics_table, write_report
+    from riemann_unlearn.runs import Unused, run_name
     from riemann_unlearn.unlearning import unlearn
 
-    result = unlearn(output=output, resume=options.resume, **config.to_mapping())
+    name = run_name(config.method, config.model, list(config.forget), config.seed)
+    result = unlearn(
+        output=options.output or Unused(Path("runs") / name), resume=options.resume, **config.to_mapping()
+    )
+    output = result.folder or Path()
     try:
         write_report(output)
     except OSError as error:
@@ -68,6 +72,7 @@ def train(options: argparse.Namespace) -> None:
     asked = given(options, TrainConfig)
 
     from riemann_unlearn import training
+    from riemann_unlearn.evaluation import zero_shot
     from riemann_unlearn.models import list_models
 
     bundled = {info.name: info.path for info in list_models()}
@@ -77,7 +82,8 @@ def train(options: argparse.Namespace) -> None:
     else:
         model_file, source = Path(options.model), options.config_file
     config = TrainConfig(**asked) if source is None else TrainConfig.read_yaml(source, **asked)
-    training.train(_read_json(model_file), config, options.output, resume=options.resume)
+    model_config = _read_json(model_file)
+    training.train(model_config, config, options.output, measure=zero_shot, resume=options.resume)
     print(f"Written to {options.output}.")
 
 
@@ -97,7 +103,7 @@ def evaluate(options: argparse.Namespace) -> None:
         config,
         forget=config.forget or known.get("forget") or [DEFAULT_FORGET],
         data=config.data or known.get("data") or "emoji",
-        before=config.before or (known.get("model") if full else None),
+        before=config.before or (_untouched(known) if full else None),
     )
     if options.output is not None:
         _check_can_be_made(options.output)
@@ -195,18 +201,22 @@ def _check_picture(path: Path) -> None:
         raise ValueError(f"cannot write to {path}: there is no folder {path.absolute().parent}")
 
 
-def _new_folder(method: str, forget: Sequence[str], seed: int) -> Path:
-    """A folder under runs/ that does not exist yet, named for what the run does."""
-    words = "".join(ch if ch.isalnum() else "-" for ch in "+".join(forget))
-    base = Path("runs") / f"{method}-{words[:60]}-seed{seed}"
-    folder, count = base, 1
-    while folder.exists():
-        count += 1
-        folder = base.with_name(f"{base.name}-{count}")
-    return folder
-
-
 def _metrics_in(folder: Path) -> dict[str, Any]:
     """The metrics of the run in ``folder``, nothing if it holds none."""
     path = folder / "metrics.json"
     return _read_json(path) if path.is_file() else {}
+
+
+def _untouched(metrics: dict[str, Any]) -> str | None:
+    """The model that a run is of, by its metrics; None where it cannot be found any more, which is said."""
+    from riemann_unlearn.models import list_models
+
+    model = metrics.get("model")
+    if model is None or Path(model).exists() or model in {info.name for info in list_models()}:
+        return model
+    # A run from Python may have been of a model that was never saved.
+    print(
+        f"riemann-unlearn: the run's untouched model {model!r} is not there to compare with; --before gives it",
+        file=sys.stderr,
+    )
+    return None
