@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from riemann_unlearn import data
-from riemann_unlearn.data import build_emoji
+from tools import build_emoji
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><rect width="8" height="8" fill="{}"/></svg>'
 
