@@ -67,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None:
             _abandon_output()
         return _complain(_reason(error), 1)
+    except (RuntimeError, MemoryError) as error:
+        if not _foreseen(error):
+            raise
+        return _complain(str(error), 1)
     except ValueError as error:
         return _complain(str(error), 2)
     except Failure as failure:
@@ -95,10 +99,23 @@ def _complain(message: str, code: int) -> int:
 
 def _reason(error: OSError) -> str:
     """An operating system's error in words: which file, and why."""
+    if type(error).__module__.startswith(__package__):
+        return str(error)  # of ours, and in words
     # What has no name is a stream: files say theirs (io.atomic_write sees to it).
     writing = error.filename is None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
     verb = "cannot write" if writing else "cannot read or write"
     return f"{verb} {error.filename or 'the output'}: {error.strerror or error}"
+
+
+def _foreseen(error: BaseException) -> bool:
+    """Whether a sentence says all there is to say: the loss is no longer finite, or memory is full."""
+    if isinstance(error, MemoryError):
+        return True
+    import torch
+
+    from riemann_unlearn.training.driver import Diverged
+
+    return isinstance(error, (Diverged, torch.cuda.OutOfMemoryError))
 
 
 def _abandon_output() -> None:
@@ -306,25 +323,18 @@ def _run(options: argparse.Namespace) -> None:
     from riemann_unlearn.report import metrics_table, write_report
     from riemann_unlearn.unlearning import unlearn
 
+    result = unlearn(output=output, resume=options.resume, **config.to_mapping())
     try:
-        result = unlearn(output=output, resume=options.resume, **config.to_mapping())
         write_report(output)
     except OSError as error:
-        raise Failure(f"{_reason(error)}; {_safe(output)}") from None
+        raise Failure(
+            f"{_reason(error)}; the run is whole, write its report with: riemann-unlearn report {output}"
+        ) from None
     if options.json:
         _print_json(result.metrics)
     else:
         print(metrics_table(result.metrics))
         print(f"\nWritten to {output}; open {output / 'report.html'} in a browser.")
-
-
-def _safe(folder: Path) -> str:
-    """What is left of a run that could not be written to its end, and how to go on."""
-    if (folder / "metrics.json").is_file():
-        return f"the run in {folder} is whole; write its report with: riemann-unlearn report {folder}"
-    if (folder / "checkpoint.pt").is_file():
-        return f"its checkpoint is whole; go on with: riemann-unlearn run --output {folder} --resume"
-    return "nothing was kept"
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -434,7 +444,7 @@ def _list(options: argparse.Namespace) -> None:
             print("  ".join(str(value) for value in row.values()))
 
 
-def _list_models(_: str) -> list[dict[str, Any]]:
+def _models(_: str) -> list[dict[str, Any]]:
     from riemann_unlearn.models import list_models
 
     return [
@@ -442,7 +452,7 @@ def _list_models(_: str) -> list[dict[str, Any]]:
     ]
 
 
-def _list_methods(_: str) -> list[dict[str, Any]]:
+def _methods(_: str) -> list[dict[str, Any]]:
     from riemann_unlearn.unlearning import list_methods
 
     return [
@@ -450,14 +460,13 @@ def _list_methods(_: str) -> list[dict[str, Any]]:
             "name": method.name,
             "description": method.description,
             "paper": method.paper,
-            "geometries": ", ".join(method.geometries),
-            "settings": ", ".join(f"{f.name}={f.default:g}" for f in fields(method)),
+            "settings": ", ".join(f"{entry.name}={entry.default}" for entry in fields(method)),
         }
         for method in list_methods()
     ]
 
 
-def _list_concepts(data: str) -> list[dict[str, Any]]:
+def _concepts(data: str) -> list[dict[str, Any]]:
     from riemann_unlearn.data import load
 
     taxonomy = load(data).taxonomy
@@ -469,10 +478,37 @@ def _list_concepts(data: str) -> list[dict[str, Any]]:
     ]
 
 
+def _measures(_: str) -> list[dict[str, Any]]:
+    from riemann_unlearn.evaluation.measures import MEASURES
+
+    return [
+        {"name": name, "title": measure.title, "range": measure.range, "paper": measure.paper}
+        for name, measure in MEASURES.items()
+    ]
+
+
+def _sources(_: str) -> list[dict[str, Any]]:
+    from riemann_unlearn.data import SOURCES
+
+    return [{"name": name, "description": source.description} for name, source in SOURCES.items()]
+
+
+def _spaces(_: str) -> list[dict[str, Any]]:
+    from riemann_unlearn.spaces import SPACES
+
+    return [
+        {"name": name, "description": (space.__doc__ or "").strip().split("\n")[0]}
+        for name, space in SPACES.items()
+    ]
+
+
 _LISTS = {
-    "models": _list_models,
-    "methods": _list_methods,
-    "concepts": _list_concepts,
+    "models": _models,
+    "methods": _methods,
+    "concepts": _concepts,
+    "measures": _measures,
+    "sources": _sources,
+    "spaces": _spaces,
 }
 
 

@@ -10,7 +10,6 @@ Nothing heavy is imported (PyYAML only to read or write it), so that the command
 
 from __future__ import annotations
 
-import contextlib
 import math
 import numbers
 import operator
@@ -131,11 +130,7 @@ class Config:
         if kind is Mapping:
             given = dict(map(parse_setting, given))
         elif kind in (int, float):
-            # What is no number stays a text, for the message to show.
-            for number in (int, float):
-                with contextlib.suppress(ValueError):
-                    given = number(given)
-                    break
+            given = _number_in(given)
         return cls.check(name, given, cls.flag(name))
 
     @classmethod
@@ -487,6 +482,16 @@ def _convert(value: Any, kind: Any, metadata: Mapping[str, Any], optional: bool)
             raise ValueError
         return value
     return _inside(_number(value, kind), metadata)
+
+
+def _number_in(text: str) -> int | float | str:
+    """The number that a text is; the text itself, for a message to show, where it is none."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _text(value: Any) -> str:
