@@ -192,10 +192,8 @@ class Space(ABC):
         ValueError
             For a space that is not hyperbolic.
         """
-        raise ValueError(
-            f"{self._described()} has no entailment cones; use hyperbolic features: pass their curvature "
-            "magnitude c=, or a manifold that is hyperbolic"
-        )
+        self.require_cones()
+        raise NotImplementedError(f"{type(self).__name__} says that it has cones, and has no tangents()")
 
     def cones(self, broad: Tensor, narrow: Tensor) -> Cones:
         """How far each row of ``narrow`` lies outside the cone of the same row of ``broad``, and both radii.
@@ -207,6 +205,14 @@ class Space(ABC):
         """
         (broad, c), (narrow, _) = self.tangents(broad), self.tangents(narrow)
         return ops.cones(broad, narrow, c, min_radius=self.min_radius)
+
+    def require_cones(self) -> None:
+        """Raise ValueError, with the space's name, where there are no entailment cones."""
+        if not self.has_cones:
+            raise ValueError(
+                f"{self._described()} has no entailment cones; for the tangent vectors of a hyperbolic model "
+                "pass c=, its curvature magnitude, and for points a manifold= that is hyperbolic"
+            )
 
     def radius(self, x: Tensor) -> Tensor:
         """√c·|v|, the distance from the origin in units of the curvature radius, shape (N,).

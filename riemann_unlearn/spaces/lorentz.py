@@ -49,7 +49,7 @@ class LorentzTangents(Space):
     def __post_init__(self) -> None:
         """Refuse a curvature or a K that is none."""
         if not isinstance(self.c, Tensor) and not self.c > 0:
-            raise ValueError(f"c is a curvature magnitude and must be positive, got {self.c}")
+            raise ValueError(f"c must be positive, got {self.c}: it is the magnitude of a curvature -c")
         if not 0 < self.min_radius < float("inf"):
             raise ValueError(f"min_radius must be positive, got {self.min_radius}")
 

@@ -47,8 +47,8 @@ class OnManifold(Space):
     --------
     >>> import torch
     >>> space = OnManifold(manifold=geoopt.Sphere())
-    >>> space.has_cones, space.pairwise(torch.eye(2), torch.eye(2)).round(decimals=2).tolist()
-    (False, [[-0.0, -1.57], [-1.57, -0.0]])
+    >>> space.has_cones, space.matched(torch.eye(2), torch.eye(2).flip(0))
+    (False, tensor([-1.5708, -1.5708]))
     >>> OnManifold(manifold=geoopt.Scaled(geoopt.PoincareBall(), 2.0)).has_cones
     True
     """
