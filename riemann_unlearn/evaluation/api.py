@@ -29,6 +29,7 @@ from riemann_unlearn.evaluation.measures.zero_shot import ZeroShot
 from riemann_unlearn.evaluation.subject import MOST_SEEN, Subject, encode
 from riemann_unlearn.models import DualEncoder, unwrap
 from riemann_unlearn.models import load as load_model
+from riemann_unlearn.training.driver import as_device
 
 Result = TypeVar("Result")
 
@@ -99,7 +100,7 @@ def evaluate(
     Raises
     ------
     ValueError
-        For a model, dataset, concept or measure that does not exist, or another kind of audit.
+        For a model, dataset, concept, measure or device that does not exist, or another kind of audit.
 
     Warns
     -----
@@ -118,6 +119,7 @@ def evaluate(
         raise ValueError("before and oracle belong to the full audit; ask for audit='full'")
     # All that can be refused is refused at once, not after a minute.
     asked = _checked(chosen_measures(measures, quick=audit == "quick"))
+    device = None if device is None else as_device(device)
     dataset = data if isinstance(data, Dataset) else load_data(data)
     selection = dataset.taxonomy.select([forget] if isinstance(forget, str) else forget)
     models = {
