@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from riemann_unlearn.data.fashion_mnist import FOLDER_VARIABLE
 
 from benchmarks import fashion
-from riemann_unlearn.data.fashion_mnist import FOLDER_VARIABLE
 from riemann_unlearn.evaluation import membership, relearning
 from riemann_unlearn.models import DualEncoder, create_model
 from tests.data.test_fashion_mnist import write_files
