@@ -31,6 +31,7 @@ class Paraphrase(Measure):
         "after: only the name was unlearned. Where a description is another concept's too, or reads the same "
         "to the model, the answer counts as wrong; how often that is so stands beside."
     )
+    label: ClassVar[str] = "by keywords (recall@1)"
     guess: ClassVar[str] = "1/concepts"
     order: ClassVar[int] = 40
     quick: ClassVar[bool] = True

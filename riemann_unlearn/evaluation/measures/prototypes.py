@@ -30,6 +30,7 @@ class Prototypes(Measure):
         "Share of images nearest to the mean of the seen images of their own label, among all labels of a "
         "level; no text is asked. What the caption no longer finds but this does is hidden, not gone."
     )
+    label: ClassVar[str] = "by image prototypes (accuracy)"
     guess: ClassVar[str] = "1/labels"
     paper: ClassVar[str] = "Snell et al. 2017, arXiv 1703.05175"
     order: ClassVar[int] = 45
