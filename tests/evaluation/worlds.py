@@ -1,4 +1,4 @@
-"""Subjects made by hand, whose features are given and no image is looked at; and small datasets of any depth."""
+"""Subjects made by hand, whose features are given and no image looked at; small datasets of any depth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from riemann_unlearn.data import Concept, Dataset, Samples, Selection, Taxonomy
+from riemann_unlearn.data import Concept, Dataset, Samples, Taxonomy
 from riemann_unlearn.evaluation.features import Captions
 from riemann_unlearn.evaluation.subject import HELDOUT, SEEN, Part, Subject
 from riemann_unlearn.models import DualEncoder
@@ -46,8 +46,6 @@ def captions(texts: Sequence[str], features: Tensor) -> Captions:
     """As of a model that can tell all texts apart."""
     none = torch.zeros(len(texts), dtype=torch.bool)
     return Captions(tuple(texts), features, none, none, context_length=16)
-
-
 
 
 def subject(
@@ -95,7 +93,10 @@ class Knows(DualEncoder):
         # Every caption is an axis, and a concept is the sum of those of all its levels.
         self.words = sorted({text for level in data.taxonomy.levels for text in level.captions})
         self.paths = [
-            [level.captions[int(data.taxonomy.ancestor(depth)[i])] for depth, level in enumerate(data.taxonomy.levels)]
+            [
+                level.captions[int(data.taxonomy.ancestor(depth)[i])]
+                for depth, level in enumerate(data.taxonomy.levels)
+            ]
             for i in range(len(names))
         ]
 
