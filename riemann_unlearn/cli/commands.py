@@ -216,7 +216,7 @@ def _untouched(metrics: dict[str, Any]) -> str | None:
         return model
     # A run from Python may have been of a model that was never saved.
     print(
-        f"riemann-unlearn: the run's untouched model {model!r} is not there to compare with; --before gives it",
+        f"riemann-unlearn: the run's untouched model {model!r} cannot be found; give it by --before",
         file=sys.stderr,
     )
     return None
