@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -339,6 +340,7 @@ def test_a_terminal_that_cannot_show_an_apple_is_shown_what_it_can(
     assert b"accuracy" in printed
     assert b"Written to " in printed
     assert main(["run", "--forget", "🍎", "--data", "nowhere-é"]) == 2
+    sys.stderr.flush()
     assert b"nowhere-?" in sys.stderr.buffer.getvalue()  # type: ignore[attr-defined]
 
 
@@ -445,7 +447,10 @@ def test_what_is_foreseen_is_a_sentence(
     assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shape '[2]' is invalid"), KeyError("x"), ImportError("y")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("shape '[2]' is invalid"), KeyError("x"), ImportError("y"), ValueError("too many values")],
+)
 def test_what_nobody_foresaw_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: str) -> None:
         raise error
@@ -453,6 +458,30 @@ def test_what_nobody_foresaw_keeps_its_traceback(error: Exception, monkeypatch: 
     monkeypatch.setitem(listing.LISTS, "models", fail)
     with pytest.raises(type(error)):
         main(["list", "models"])
+
+
+def test_a_fault_of_ours_is_told_from_a_sentence_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Raised in a file of this library, and by no raise statement of it.
+    monkeypatch.setitem(listing.LISTS, "models", lambda _: [{"name": 1}, {}])
+    with pytest.raises(ValueError, match="zip"):
+        main(["list", "models"])
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_of_ours_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warn(_: str) -> list[Any]:
+        warnings.warn_explicit("two captions read the same", UserWarning, listing.__file__, 1)
+        warnings.warn_explicit("theirs", UserWarning, "torch/nn.py", 1)
+        return []
+
+    others: list[Any] = []
+    monkeypatch.setattr(warnings, "showwarning", lambda *given: others.append(given[0]))
+    monkeypatch.setitem(listing.LISTS, "models", warn)
+    assert main(["list", "models"]) == 0
+    assert capsys.readouterr().err == "riemann-unlearn: two captions read the same\n"
+    assert list(map(str, others)) == ["theirs"]
 
 
 def test_a_command_runs_in_any_thread(capsys: pytest.CaptureFixture[str]) -> None:
