@@ -86,11 +86,14 @@ def test_a_photograph_is_turned_as_its_exif_says(orientation: int, form: str) ->
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's own
 def test_unreadable_exif_leaves_an_image_as_it_is() -> None:
-    for garbage in (b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\xff\xff", b"\0"):
+    entry = struct.pack(">HHHI4s", 1, 0x0112, 2, 4, b"up\0\0")  # one entry: the orientation, as text
+    word = b"Exif\0\0MM\0*" + struct.pack(">I", 8) + entry + bytes(4)
+    for garbage in (b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\xff\xff", b"\0", word):
         assert decode(encoded(corners(), "JPEG", exif=garbage)).shape == (3, 16, 32)
-    exif = Image.Exif()
-    exif[0x0112] = 9
-    assert decode(encoded(corners(), "JPEG", exif=exif)).shape == (3, 16, 32)
+    for orientation in (9, 0):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        assert decode(encoded(corners(), "JPEG", exif=exif)).shape == (3, 16, 32)
 
 
 def half(mode: str) -> Image.Image:

@@ -81,6 +81,14 @@ def test_an_instance_may_be_registered() -> None:
         del SOURCES._entries["made"]
 
 
+def test_a_source_that_opens_nothing_is_had_by_its_name(flags: type[Flags], tmp_path: Path) -> None:
+    class Named(Flags):
+        opens = Source.opens
+
+    assert not Named().opens(tmp_path)
+    assert data.load(Named()).name == "whatever"
+
+
 def test_what_there_is_not_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="no dataset 'emojis'; did you mean 'emoji'\\? Expected one of emoji,"
