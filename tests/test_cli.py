@@ -222,7 +222,7 @@ def test_train_makes_a_model_that_runs(
         ("model.json", "{", "model.json is not valid JSON"),
         ("model.json", "[1]", "model.json must hold a JSON object, got list"),
         ("model.json", "{}", "the model configuration lacks 'model_cfg'"),
-        ("none.json", "", "model.json: No such file or directory"),
+        ("none.json", "", "expected one of meru-emoji, clip-emoji, or the path of a JSON configuration"),
     ],
 )
 def test_a_bad_training_leaves_nothing_behind(
@@ -522,6 +522,8 @@ def test_a_full_audit_is_kept_with_the_run(
         (["--audit", "full", "--output", "/dev/null/x"], "cannot write to /dev/null/x"),
         (["--model", "none"], "no model 'none'"),
         (["--seed", "-3"], "--seed must be a whole number from 0"),
+        (["--device", "toaster"], "cannot compute on device 'toaster'"),
+        (["--measure", "charm"], "no measure 'charm'"),
     ],
 )
 def test_an_evaluation_that_cannot_be_made(
