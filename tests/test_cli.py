@@ -548,3 +548,40 @@ def test_an_evaluation_is_printed_even_where_it_cannot_be_written(
     output, error = capsys.readouterr()
     assert json.loads(output)["forget"] == 0.5
     assert f"{tmp_path / 'out' / 'audit.json'}: Is a directory" in error
+
+
+def test_what_a_run_does_not_say_is_asked_for_or_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("riemann_unlearn.evaluation.evaluate", lambda **given: asked.update(given) or {})
+    full = ["evaluate", "--model", str(tmp_path), "--audit", "full", "--json"]
+    # Of a model that was never saved, a run has the name of its class.
+    for model, before in (("MERU", None), ("meru-emoji", "meru-emoji"), (str(tmp_path), str(tmp_path))):
+        (tmp_path / "metrics.json").write_text(json.dumps({"model": model, "forget": ["owl"], "data": "d"}))
+        assert main(full) == 0
+        assert (asked["before"], asked["forget"], asked["data"]) == (before, ["owl"], "d")
+        assert ("give it by --before" in capsys.readouterr().err) == (before is None)
+    assert main([*full, "--before", "mine", "--forget", "duck", "--data", "e"]) == 0
+    assert (asked["before"], asked["forget"], asked["data"]) == ("mine", ["duck"], "e")
+    (tmp_path / "e.yaml").write_text("model: clip-emoji\nseed: 5\n")
+    assert main(["evaluate", "--config", str(tmp_path / "e.yaml"), "--seed", "6", "--json"]) == 0
+    assert (asked["model"], asked["seed"], asked["audit"]) == ("clip-emoji", 6, "quick")
+    assert (asked["before"], asked["forget"], asked["data"]) == (None, ["food-fruit"], "emoji")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plot", "errors.xyz"], "expected a name that ends in .svg, .png or .pdf"),
+        (["--plot", "none/errors.svg"], "there is no folder"),
+        (["--device", "toaster"], "cannot compute on device 'toaster'"),
+        (["--manifold", "nowhere:Ball"], "cannot load the manifold 'nowhere:Ball'"),
+    ],
+)
+def test_an_audit_that_cannot_be_made(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["stability", *arguments]) == 2
+    output, error = capsys.readouterr()
+    assert (output, message in error) == ("", True)
