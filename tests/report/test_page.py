@@ -81,6 +81,7 @@ def test_a_run_is_a_page(tmp_path: Path) -> None:
     assert "meru<b>" in page.of("bdi")
     assert "Forget food & drink" in page.of("bdi")
     assert page.of("td")[:8] == ["%", "90.0", "0.0", "-90.0", "80.0", "75.0", "-5.0", "chance 1.00"]
+    assert "by keywords (recall@1) is measured on seen images." in page.of("p")
     assert page.count("svg") == 4  # bars of three tables, and the curves
     assert "2 steps: a_loss from 1 to 1; b_loss from 2 to 0.5." in page.of("desc")
 
@@ -108,7 +109,7 @@ def test_nothing_from_outside_is_markup(tmp_path: Path) -> None:
         forget=[HOSTILE],
         settings={HOSTILE: HOSTILE},
     )
-    hostile["after"]["unmet"] = {HOSTILE: HOSTILE}
+    hostile["unmet"] = {HOSTILE: HOSTILE}
     run = finished_run(tmp_path, hostile, [{f"{HOSTILE}_loss": 1.0}])
     page = page_of(run)
     assert f"recall@1 ({HOSTILE})" in page.of("bdi")
