@@ -105,7 +105,9 @@ def test_nothing_from_outside_is_markup(tmp_path: Path) -> None:
     levels = (HOSTILE, "b")
     hostile = metrics(
         levels=levels,
-        **dict.fromkeys(("method", "model", "data"), HOSTILE),
+        method=HOSTILE,
+        model=HOSTILE,
+        data=HOSTILE,
         forget=[HOSTILE],
         settings={HOSTILE: HOSTILE},
     )
@@ -184,6 +186,16 @@ def test_a_third_party_s_measure_is_shown_like_ours(tmp_path: Path) -> None:
     assert page.of("td") == ["3", "2"] * 2
     assert page.of("text") == ["before/after"]
     assert "bird" in page.of("bdi")
+
+
+def test_a_measure_of_another_program_is_shown_as_it_was_written(tmp_path: Path) -> None:
+    full = {"mine": {"after": {"owls": [3]}}, "on": {"mine": "owls"}, "neighbours": [], "unmet": {}}
+    report = {"model": "m", "data": "d", "forgotten": ["owl"], **evaluation(0.9, 0.8), "full_audit": full}
+    (tmp_path / "audit.json").write_text(json.dumps(report))
+    page = page_of(tmp_path)
+    assert page.of("h2") == ["mine"]
+    assert page.of("p")[1].startswith("No measure of this name is registered here")
+    assert page.of("td") == ["3"]
 
 
 @pytest.fixture(scope="module", params=["MERU", "CLIP"])
