@@ -21,6 +21,7 @@ A third party's is filed by :func:`riemann_unlearn.register`, or given as an ins
 from __future__ import annotations
 
 import importlib.util
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -222,9 +223,8 @@ def measures_table() -> str:
         "| measure | asks | range | a guess scores | how to read it | after |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    lines += [
-        f"| `{measure.name}` | {measure.title} | {measure.range} | {measure.guess or '–'} "
-        f"| {measure.reading} | {measure.paper or '–'} |"
-        for measure in chosen_measures().values()
-    ]
+    for measure in chosen_measures().values():
+        paper = re.sub(r"arXiv (\d+\.\d+)", r"[\1](https://arxiv.org/abs/\1)", measure.paper)
+        cells = (measure.title, measure.range, measure.guess or "–", measure.reading, paper or "–")
+        lines.append(f"| `{measure.name}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

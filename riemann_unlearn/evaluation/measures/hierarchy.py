@@ -115,8 +115,9 @@ class Hierarchy(Measure):
         halves: Any = figure.subfigures(2, 1, height_ratios=heights)
         above, below = halves
         _draw_radii(above.subplots(), {role: value["radii"] for role, value in values.items()})
-        what = "the nearest caption" + (" whose cone holds the point" if kind == "by_cone" else "")
-        below.suptitle(f"From the image (left) to the origin (right): {what}", fontsize=9)
+        none = " whose cone holds the point" if kind == "by_cone" else " nearer than the origin"
+        what = f"From the image (left) to the origin (right): the nearest caption{none}, if any"
+        below.suptitle(what, fontsize=9)
         if ways:
             panels = below.subplots(len(ways), 2, squeeze=False, width_ratios=[1, 9])
             for (picture, strips), same in zip(panels, ways, strict=True):
@@ -245,13 +246,16 @@ def _draw_radii(axes: Any, radii: Mapping[str, Any]) -> None:
                 name = ROLE_NAMES[role] if len(labels) == 1 else None
                 axes.hlines(height, quantiles[0], quantiles[4], color=colour, linewidth=1)
                 axes.hlines(height, quantiles[1], quantiles[3], color=colour, linewidth=5, label=name)
+                # A dot as well, for a level with one label has no spread to be seen.
+                axes.plot(quantiles[2], height, "o", color=colour, markersize=5)
                 axes.plot(quantiles[2], height, "|", color="white", markersize=5)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_title("Radii r = √c·|v|: 5, 25, 50, 75 and 95 %", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    # Where radii are near 0 nothing is drawn but the forgotten that was pulled inwards.
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
 
 
 def _draw_way(picture: Any, strips: Any, ways: Mapping[str, Any], kind: str) -> None:

@@ -181,7 +181,8 @@ class _Shots:
         some = self.shots[torch.randperm(len(self.shots), generator=generator)[: measure.forget_batch]]
         drawn = torch.randint(len(self.retained), (measure.retain_batch,), generator=generator)
         rows = torch.cat([some, self.retained[drawn]])
-        return make_batch(self.subject.seen.samples, rows, self.subject.model.image_size, generator)
+        samples, model = self.subject.seen.samples, self.subject.model
+        return make_batch(samples, rows, model.image_size, generator, fit=model.resize)
 
     def state_dict(self) -> dict[str, Any]:
         """Of the generator."""

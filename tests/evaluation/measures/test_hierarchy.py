@@ -64,7 +64,9 @@ def test_the_way_to_the_origin_goes_up_the_hierarchy() -> None:
     picture = Image.open(io.BytesIO(base64.b64decode(ways["coffee"]["image"].partition(",")[2])))
     one = made()
     assert one.heldout is not None
-    assert (np.array(picture) == one.heldout.images[2].permute(1, 2, 0).numpy()).all()
+    assert (
+        np.array(picture) == one.heldout.samples.images[torch.tensor([2])][0].permute(1, 2, 0).numpy()
+    ).all()
 
 
 def test_a_euclidean_model_has_no_radii() -> None:
