@@ -79,11 +79,9 @@ class Profile(NamedTuple):
     """The function f of a radial map, by what is needed of it; all of it takes m = √c|v|."""
 
     ratio: Callable[[Tensor], Tensor]
-    """f(m)/m"""
-    slope: Callable[[Tensor], Tensor]
-    """f'(m)"""
+    """f(m)/m, the derivative across the ray."""
     excess: Callable[[Tensor], Tensor]
-    """m·f'(m) - f(m), which is what the curvature moves."""
+    """m·f'(m) - f(m): over m what the derivative along the ray has more, and what the curvature moves."""
 
 
 def radial(v: Tensor, c: Curvature, profile: Profile) -> Tensor:
@@ -172,10 +170,10 @@ def _profiled(profile: Profile, n: Tensor, root: Tensor, end: Tensor) -> tuple[T
     ratio = profile.ratio(m)
     held = ratio * torch.minimum(n, end) >= end
     ratio = torch.where(held, end / torch.where(held, n, 1.0), ratio)
-    m = torch.where(held, 0.0, m)
-    slope = torch.where(held, 0.0, profile.slope(m))
+    excess = profile.excess(torch.where(held, 0.0, m))
+    turn = excess / torch.where(m > 0, m, 1.0)
     # The powers of the root are taken one by one, for small curvatures.
-    return ratio, slope - ratio, torch.where(held, 0.0, profile.excess(m) / root / root)
+    return ratio, torch.where(held, -ratio, turn), torch.where(held, 0.0, excess / root / root)
 
 
 class _Corner(torch.autograd.Function):
