@@ -14,6 +14,11 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
     The content goes to a temporary file in the same folder, which then takes the place of ``path``
     in one step. Strings are encoded as UTF-8.
 
+    Raises
+    ------
+    OSError
+        With ``path`` as its file name, when it cannot be written, as on a full disk.
+
     Examples
     --------
     >>> import tempfile, pathlib
@@ -24,6 +29,14 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
+    try:
+        _replace(path, data)
+    except OSError as error:
+        # The system names the temporary file, or none: a write to an open file does not know its name.
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _replace(path: Path, data: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

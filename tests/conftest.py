@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -10,8 +11,7 @@ import torch
 from PIL import Image
 
 from riemann_unlearn import data, models
-from riemann_unlearn.data.build_emoji import encode_webp
-from riemann_unlearn.data.shards import write_shard
+from riemann_unlearn.data.sources.shards import write_shard
 
 # Tests run side by side; each keeps to one core.
 torch.set_num_threads(1)
@@ -33,8 +33,10 @@ def write_world(folder: Path) -> Path:
             image = Image.new("RGB", (16, 16), COLOURS[number])
             if style != "plain":
                 image.paste("black" if style == "dark" else "white", (0, 0, 16, 4))
+            encoded = io.BytesIO()
+            image.save(encoded, "WEBP", quality=85, method=6)
             about = {"name": name, "subcategory": subcategory, "category": category, "keywords": ["thing"]}
-            samples.append((f"{style}-{number}", encode_webp(image, 16), about))
+            samples.append((f"{style}-{number}", encoded.getvalue(), about))
         (folder / f"{style}-{split}.tar.gz").write_bytes(write_shard(samples))
     return folder
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -37,3 +38,19 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_reported_with_the_file_s_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        atomic_write(tmp_path / "a", "new")
+    assert raised.value.filename == str(tmp_path / "a")
+    with pytest.raises(FileNotFoundError) as missing:
+        atomic_write(tmp_path / "none" / "a", "new")
+    assert missing.value.filename == str(tmp_path / "none" / "a")
+    assert list(tmp_path.iterdir()) == []

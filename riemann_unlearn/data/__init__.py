@@ -1,13 +1,21 @@
-"""Image-text pairs with concepts: the bundled emoji, WebDataset shards, and what to forget of them."""
+"""Image-text pairs with concepts: where they come from, their taxonomy, and what to forget of them."""
 
-from riemann_unlearn.data.dataset import Dataset, ImageTextData, list_datasets, load
-from riemann_unlearn.data.taxonomy import Concept, Selection, Taxonomy, UnknownConceptError
+from riemann_unlearn.data.images import EncodedImages
+from riemann_unlearn.data.loading import list_datasets, load
+from riemann_unlearn.data.samples import Dataset, Images, Samples
+from riemann_unlearn.data.sources.base import SOURCES, Source
+from riemann_unlearn.data.taxonomy import Concept, Level, Selection, Taxonomy, UnknownConceptError
 
 __all__ = [
+    "SOURCES",
     "Concept",
     "Dataset",
-    "ImageTextData",
+    "EncodedImages",
+    "Images",
+    "Level",
+    "Samples",
     "Selection",
+    "Source",
     "Taxonomy",
     "UnknownConceptError",
     "list_datasets",

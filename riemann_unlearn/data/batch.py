@@ -7,18 +7,15 @@ across levels they are: contrasting the apple against "food fruit" would be a fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from riemann_unlearn.data.augment import random_view
-from riemann_unlearn.data.captions import category_caption, sample_caption, subcategory_caption
-from riemann_unlearn.data.dataset import ImageTextData
-
-LEVELS = ("name", "subcategory", "category")
-"""The levels of the taxonomy, from the most specific up."""
+from riemann_unlearn.data.captions import sample_caption
+from riemann_unlearn.data.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,11 @@ class Pairing:
     row: Tensor
     """Row of :attr:`Batch.texts` of each image's caption, long, shape (B,)."""
     caption_ids: Tensor
-    """Identity of the concept meant by the caption, long, shape (B,); equal ids are not negatives."""
+    """Index of the label meant by the caption, long, shape (B,); equal ids are not negatives."""
+
+    def to(self, device: torch.device | str) -> Pairing:
+        """The same on another device."""
+        return Pairing(self.row.to(device), self.caption_ids.to(device))
 
 
 @dataclass(frozen=True)
@@ -40,36 +41,58 @@ class Batch:
     concept: Tensor
     """Index into the taxonomy's concepts, long, shape (B,)."""
     texts: list[str]
-    pairings: dict[str, Pairing]
-    """By level, in the order of :data:`LEVELS`."""
+    pairings: tuple[Pairing, ...]
+    """One for each level of the taxonomy, from specific to general."""
+    indices: Tensor
+    """Which rows of the samples these are, long, shape (B,)."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on another device."""
+        return Batch(
+            self.images.to(device),
+            self.concept.to(device),
+            self.texts,
+            tuple(pairing.to(device) for pairing in self.pairings),
+            self.indices.to(device),
+        )
 
 
 def make_batch(
-    data: ImageTextData, indices: Tensor, size: tuple[int, int], generator: torch.Generator
+    samples: Samples,
+    indices: Tensor,
+    size: tuple[int, int],
+    generator: torch.Generator,
+    *,
+    fit: Callable[[Tensor], Tensor] | None = None,
 ) -> Batch:
-    """Random views of ``data``'s images at ``indices``, with a sampled caption at every level.
+    """Random views of the images at ``indices``, with a sampled caption at every level.
 
     Parameters
     ----------
-    data : ImageTextData
+    samples : Samples
     indices : Tensor, shape (B,)
         Long.
     size : tuple of int
         Height and width of the views.
     generator : torch.Generator
-        Source of all randomness: the views and the wording of the captions.
+        Source of all randomness: first the wording of the captions, image by image, then the views.
+    fit : callable, optional
+        As for :func:`~riemann_unlearn.data.augment.random_view`: how the model brings images to its size.
     """
-    taxonomy = data.taxonomy
-    concept = data.concept[indices]
+    taxonomy = samples.taxonomy
+    concept = samples.concept[indices]
+    # A name's caption is drawn for each image, since wordings differ; a label above has one wording, so
+    # it is encoded once however many of the images go with it.
     texts = [sample_caption(taxonomy.concepts[i], generator) for i in concept.tolist()]
-    pairings = {"name": Pairing(torch.arange(len(concept)), concept)}
-    above: list[tuple[str, Tensor, Sequence[str], Callable[[str], str]]] = [
-        ("subcategory", taxonomy.subcategory_of, taxonomy.subcategories, subcategory_caption),
-        ("category", taxonomy.category_of, taxonomy.categories, category_caption),
-    ]
-    for level, parent_of, names, caption in above:
-        ids = parent_of[concept]
+    pairings = [Pairing(torch.arange(len(concept)), concept)]
+    for depth, level in enumerate(taxonomy.levels[1:], start=1):
+        ids = taxonomy.ancestor(depth)[concept]
         distinct, row = torch.unique(ids, return_inverse=True)
-        pairings[level] = Pairing(len(texts) + row, ids)
-        texts += [caption(names[i]) for i in distinct.tolist()]
-    return Batch(random_view(data.images[indices], size, generator), concept, texts, pairings)
+        pairings.append(Pairing(len(texts) + row, ids))
+        texts += [level.captions[i] for i in distinct.tolist()]
+    images = random_view(samples.images[indices], size, generator, fit=fit)
+    return Batch(images, concept, texts, tuple(pairings), indices)

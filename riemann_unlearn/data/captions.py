@@ -1,4 +1,7 @@
-"""How a concept is put into words, at each level of the taxonomy."""
+"""How a concept is put into words; labels of the levels above it have :attr:`Level.captions`.
+
+A concept is called by its name, as the first level's captions are, and by its keywords.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from riemann_unlearn.data.taxonomy import Concept
 NAME_PROBABILITY = 0.7
 """How often a sampled caption is the plain name; the rest is half name with keywords, half keywords."""
 MAX_KEYWORDS = 2
+"""Most keywords of a sampled caption; a concept's others are never seen beside these two."""
 
 
 def name_caption(concept: Concept) -> str:
@@ -18,7 +22,7 @@ def name_caption(concept: Concept) -> str:
 
     Examples
     --------
-    >>> name_caption(Concept("1f34e", "red apple", (), "food-fruit", "Food & Drink"))
+    >>> name_caption(Concept("1f34e", "red apple"))
     'red apple'
     """
     return concept.name
@@ -29,7 +33,7 @@ def keyword_caption(concept: Concept, keywords: Sequence[str], *, with_name: boo
 
     Examples
     --------
-    >>> apple = Concept("1f34e", "red apple", ("fruit", "snack"), "food-fruit", "Food & Drink")
+    >>> apple = Concept("1f34e", "red apple", ("fruit", "snack"))
     >>> keyword_caption(apple, ["fruit", "snack"])
     'fruit, snack'
     >>> keyword_caption(apple, ["fruit"], with_name=True)
@@ -37,28 +41,6 @@ def keyword_caption(concept: Concept, keywords: Sequence[str], *, with_name: boo
     """
     name = [name_caption(concept)] if with_name or not keywords else []
     return ", ".join([*name, *keywords])
-
-
-def subcategory_caption(subcategory: str) -> str:
-    """A subcategory in plain words.
-
-    Examples
-    --------
-    >>> subcategory_caption("food-fruit")
-    'food fruit'
-    """
-    return subcategory.replace("-", " ").replace("&", "and")
-
-
-def category_caption(category: str) -> str:
-    """A category in plain words.
-
-    Examples
-    --------
-    >>> category_caption("Food & Drink")
-    'food and drink'
-    """
-    return category.replace("&", "and").lower()
 
 
 def sample_caption(concept: Concept, generator: torch.Generator) -> str:
@@ -72,7 +54,7 @@ def sample_caption(concept: Concept, generator: torch.Generator) -> str:
 
     Examples
     --------
-    >>> apple = Concept("1f34e", "red apple", ("fruit",), "food-fruit", "Food & Drink")
+    >>> apple = Concept("1f34e", "red apple", ("fruit",))
     >>> sample_caption(apple, torch.Generator().manual_seed(0))
     'red apple'
     """
@@ -81,4 +63,5 @@ def sample_caption(concept: Concept, generator: torch.Generator) -> str:
         return name_caption(concept)
     order = torch.randperm(len(concept.keywords), generator=generator)[:MAX_KEYWORDS]
     words = [concept.keywords[i] for i in order.tolist()]
+    # The rest of the unit interval, halved: the same draw says whether the name comes before the keywords.
     return keyword_caption(concept, words, with_name=draw < (1 + NAME_PROBABILITY) / 2)

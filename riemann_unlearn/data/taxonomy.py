@@ -1,8 +1,8 @@
 """Concepts and the levels above them: a hierarchy of any depth, from specific to general.
 
-A taxonomy is a tuple of levels. The first has a label for each concept (what an image shows); each level above
-groups the labels of the one below. One level is a set of classes; three are names, kinds and realms; free
-captions are a single level whose labels are the captions themselves. Nothing here knows how many there are.
+A taxonomy is a tuple of levels. The first has a label for each concept (what an image shows); each level
+above groups the labels of the one below. One level is a set of classes; three are names, kinds and realms;
+free captions are a single level whose labels are the captions. Nothing here knows how many there are.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class Taxonomy:
     levels : sequence of str, optional
         What the levels are called, from specific to general; by default "name", "level 1", "level 2" ...
     caption : callable, optional
-        Puts a label into words: ``caption(level, label)``; as it is written by default.
+        Puts a label of the levels above the concepts into words: ``caption(level, label)``; as it is written
+        by default. Concepts are called by their names.
 
     Attributes
     ----------
@@ -100,8 +101,8 @@ class Taxonomy:
     Raises
     ------
     ValueError
-        When there is no concept, two share a name, paths differ in length, two levels share a name, or a
-        label stands under two labels.
+        When there is no concept, two share a name, paths differ in length, two levels share a name, a label
+        stands under two labels, or two labels of a level look alike (they differ in Unicode's composition).
 
     Examples
     --------
@@ -134,8 +135,8 @@ class Taxonomy:
         names = list(levels) if levels is not None else ["name", *(f"level {i + 1}" for i in range(depth))]
         if len(names) != depth + 1 or len(set(names)) != len(names):
             raise ValueError(
-                f"expected {depth + 1} different names of levels, one for the concepts and one for each of the "
-                f"{depth} levels above them; got {names}"
+                f"expected {depth + 1} different names of levels, one for the concepts and one for each of "
+                f"the {depth} levels above them; got {names}"
             )
         self.levels: tuple[Level, ...] = _levels(self.concepts, names, caption)
         self._ancestors = [torch.arange(len(self.concepts))]
@@ -175,8 +176,8 @@ class Taxonomy:
     def select(self, queries: Sequence[str]) -> Selection:
         """What ``queries`` name: labels of any level, in any mixture.
 
-        A query is looked up as written, then without regard to case and to how accents are composed, and last
-        as a character by the concepts' keys; each time from the most specific level up. Where a group is
+        A query is looked up as written, then without regard to how accents are composed, then to case, and
+        last as a character by the concepts' keys; each time from the most specific level up. Where a group is
         called as one of its members is ("family", "hotel"), a prefix says which is meant: ``name:family``,
         with the name of the level before the colon. A label of a higher level is selected when nothing below
         it is left.
@@ -201,14 +202,12 @@ class Taxonomy:
             raise TypeError(f"queries must be a sequence of strings, got {queries!r}; write [{queries!r}]")
         if not queries:
             raise ValueError("nothing to forget: name at least one concept")
-        tables = [
-            {label: members for label, members in zip(level.labels, self._members(depth), strict=True)}
-            for depth, level in enumerate(self.levels)
-        ]
+        tables = [[self._table(depth, form) for depth in range(len(self.levels))] for form in _FORMS]
+        characters = {_without_selectors(concept.key): [i] for i, concept in enumerate(self.concepts)}
         chosen = torch.zeros(len(self.concepts), dtype=torch.bool)
         asked = []
         for query in queries:
-            depth, rows = self._look_up(query, tables)
+            depth, rows = self._look_up(query, tables, characters)
             chosen[rows] = True
             asked.append(depth)
         if chosen.all():
@@ -218,37 +217,37 @@ class Taxonomy:
         )
         return Selection(forgotten, tuple(asked))
 
-    def _members(self, depth: int) -> list[list[int]]:
-        """By label of a level, the concepts below it."""
+    def _table(self, depth: int, form: Callable[[str], str]) -> dict[str, list[int]]:
+        """By label of a level, brought to a form, the concepts below it; of labels of one form the first."""
         rows: list[list[int]] = [[] for _ in self.levels[depth].labels]
         for concept, label in enumerate(self.ancestor(depth).tolist()):
             rows[label].append(concept)
-        return rows
+        table: dict[str, list[int]] = {}
+        for label, members in zip(self.levels[depth].labels, rows, strict=True):
+            table.setdefault(form(label), members)
+        return table
 
-    def _look_up(self, query: str, tables: list[dict[str, list[int]]]) -> tuple[int, list[int]]:
-        """The level a query is of, and the concepts it stands for."""
+    def _look_up(
+        self, query: str, tables: list[list[dict[str, list[int]]]], characters: dict[str, list[int]]
+    ) -> tuple[int, list[int]]:
+        """The level a query is of, and the concepts it stands for; tables are by form, then by level."""
         # As written first: a name may itself begin with "name:".
-        for depth, table in enumerate(tables):
+        for depth, table in enumerate(tables[0]):
             if query in table:
                 return depth, table[query]
         prefix, colon, rest = query.partition(":")
-        depths, sought = list(range(len(tables))), query.strip()
+        depths, sought = list(range(len(self.levels))), query.strip()
         named = [d for d in depths if _folded(self.levels[d].name) == _folded(prefix.strip())]
         if colon and named:
             depths, sought = named, rest.strip()
-        for depth in depths:
-            if sought in tables[depth]:
-                return depth, tables[depth][sought]
-        for depth in depths:
-            for label, rows in tables[depth].items():
-                if _folded(label) == _folded(sought):
-                    return depth, rows
+        for form, by_level in zip(_FORMS, tables, strict=True):
+            for depth in depths:
+                if form(sought) in by_level[depth]:
+                    return depth, by_level[depth][form(sought)]
         points = _without_selectors("-".join(f"{ord(character):04x}" for character in sought))
-        if 0 in depths:
-            for row, concept in enumerate(self.concepts):
-                if _without_selectors(concept.key) == points:
-                    return 0, [row]
-        known = list(dict.fromkeys(label for depth in depths for label in tables[depth]))
+        if 0 in depths and points in characters:
+            return 0, characters[points]
+        known = list(dict.fromkeys(label for depth in depths for label in tables[0][depth]))
         close = difflib.get_close_matches(sought, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         kind = "concept" if 0 in depths else self.levels[depths[0]].name
@@ -276,6 +275,7 @@ def _levels(
     levels = []
     for depth, name in enumerate(names):
         labels = tuple(dict.fromkeys(below))
+        _check_look(name, labels)
         parent = None
         if depth < len(names) - 1:
             above = [concept.path[depth] for concept in concepts]
@@ -289,13 +289,35 @@ def _levels(
             index = {group: i for i, group in enumerate(dict.fromkeys(above))}
             parent = torch.tensor([index[parent_of[label]] for label in labels], dtype=torch.long)
             below = above
-        levels.append(Level(name, labels, tuple(caption(name, label) for label in labels), parent))
+        captions = tuple(caption(name, label) for label in labels) if depth else labels
+        levels.append(Level(name, labels, captions, parent))
     return tuple(levels)
 
 
+def _check_look(level: str, labels: Sequence[str]) -> None:
+    """No two labels may look alike: a reader could not ask for one, nor a tokenizer tell them apart."""
+    first: dict[str, str] = {}
+    for label in labels:
+        other = first.setdefault(_composed(label), label)
+        if other != label:
+            raise ValueError(
+                f"two labels of level {level!r} look like {label!r}, but are composed differently ({other!a} "
+                f"and {label!a}); bring them to one form, as unicodedata.normalize does"
+            )
+
+
+def _composed(text: str) -> str:
+    """An accent and its letter as one character, where there is one (Unicode's form NFC)."""
+    return unicodedata.normalize("NFC", text)
+
+
 def _folded(text: str) -> str:
-    """Without regard to case, and to whether an accent is a character of its own (Unicode's NFC and NFD)."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
+    """Without regard to case either. Folding may take a composed letter apart, so it comes between."""
+    return _composed(unicodedata.normalize("NFD", text).casefold())
+
+
+_FORMS: tuple[Callable[[str], str], ...] = (str, _composed, _folded)
+"""The forms in which a query is compared with the labels, one after another."""
 
 
 def _without_selectors(key: str) -> str:

@@ -9,22 +9,22 @@ similarities, so its gradient is τ times theirs, and 0.01 evens that out at CLI
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from typing import ClassVar
 
 import geoopt
-from torch import Tensor, nn
+from torch import Tensor
 
-from riemann_unlearn.geometry.precision import Curvature, result_dtype
-from riemann_unlearn.losses.checks import check_batch, check_settings
-from riemann_unlearn.losses.similarity import Similarity, hyperbolic, similarity
-from riemann_unlearn.ops import calibration
-from riemann_unlearn.ops.calibration import ALIGNMENT, TERMS, alignment
+from riemann_unlearn.geometry.precision import Curvature
+from riemann_unlearn.losses import functional
+from riemann_unlearn.losses.base import PairLoss, Pairs, check_weights
+from riemann_unlearn.spaces import Space
 
 GAMMA = 0.01
 """Default weight of the performance-preserving term, one over the largest logit scale."""
 
 
-class AlignmentCalibration(nn.Module):
+class AlignmentCalibration(PairLoss):
     r"""Alignment Calibration (Wang et al., arXiv 2406.03603).
 
     .. math::
@@ -40,9 +40,9 @@ class AlignmentCalibration(nn.Module):
         Weights of the negative, the positive and the performance-preserving term.
     epsilon : float
         Weight of all three.
-    geometry : str
-        "euclidean" (cosine, as in the paper) or "hyperbolic" (negative geodesic distance of tangent
-        features).
+    space : Space, optional
+        How features compare, if a call does not say it: by cosine, as in the paper, unless it gives a
+        curvature magnitude ``c``, a ``logit_bias``, or a space.
     manifold : geoopt.Manifold, optional
         Features are points on it instead.
 
@@ -63,22 +63,38 @@ class AlignmentCalibration(nn.Module):
         gamma: float = GAMMA,
         *,
         epsilon: float = 1.0,
-        geometry: str = "euclidean",
+        space: Space | None = None,
         manifold: geoopt.Manifold | None = None,
+        min_radius: float | None = None,
     ) -> None:
-        super().__init__()
-        check_settings(min_radius=1.0, alpha=alpha, beta=beta, gamma=gamma, epsilon=epsilon)
+        super().__init__(space=space, manifold=manifold, min_radius=min_radius)
+        check_weights(alpha=alpha, beta=beta, gamma=gamma, epsilon=epsilon)
         self.alpha, self.beta, self.gamma, self.epsilon = alpha, beta, gamma, epsilon
-        self.similarity: Similarity = similarity(geometry, manifold)
 
-    def forward(
+    def terms(self, pairs: Pairs) -> dict[str, Tensor]:
+        """The four terms, weighted."""
+        statistics, space = pairs.statistics, pairs.space
+        contrast = functional.contrastive(statistics, space.scale, space.bias, pairs.retain)
+        negative = functional.negative_alignment(statistics)
+        positive = functional.positive_alignment(statistics, pairs.forget)
+        performance = functional.performance(statistics, pairs.forget)
+        return {
+            "contrastive_loss": contrast,
+            "negative_alignment_loss": self.epsilon * self.alpha * negative,
+            "positive_alignment_loss": self.epsilon * self.beta * positive,
+            "performance_loss": self.epsilon * self.gamma * performance,
+        }
+
+    def forward(  # type: ignore[override]
         self,
         image_features: Tensor,
         text_features: Tensor,
         forget_mask: Tensor,
         *,
-        logit_scale: Curvature,
+        logit_scale: Curvature | None = None,
+        logit_bias: Curvature | None = None,
         c: Curvature | None = None,
+        space: Space | None = None,
         caption_ids: Tensor | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
@@ -89,30 +105,11 @@ class AlignmentCalibration(nn.Module):
         image_features, text_features : Tensor, shape (B, D)
         forget_mask : Tensor, shape (B,)
             bool; True for the pairs to be forgotten. All or none may be True.
-        logit_scale : float or Tensor
-            τ, not its logarithm.
-        c : float or Tensor, optional
-            Curvature magnitude of hyperbolic tangent features.
-        caption_ids : Tensor, shape (B,), optional
-            Integers; pairs with equal ids are not negatives of each other.
-        output_dict : bool
-            Return the weighted terms, whose sum is the loss.
-
-        Raises
-        ------
-        ValueError
-            For arguments whose shapes do not fit, or hyperbolic features without ``c``.
+        logit_scale, logit_bias, c, space, caption_ids, output_dict
+            As for :meth:`PairLoss.forward <riemann_unlearn.losses.base.PairLoss.forward>`, as are the errors.
         """
-        check_batch(image_features, text_features, forget_mask=forget_mask, caption_ids=caption_ids)
-        found = self.similarity.statistics(
-            image_features, text_features, logit_scale, c, forget=forget_mask, caption_ids=caption_ids
-        )
-        terms = alignment(found, logit_scale, forget_mask, self.alignment_weights())
-        return _result(terms.to(result_dtype(image_features, text_features)), ALIGNMENT, output_dict)
-
-    def alignment_weights(self) -> tuple[float, ...]:
-        """The weights of the terms that depend on similarities alone."""
-        return 1.0, self.epsilon * self.alpha, self.epsilon * self.beta, self.epsilon * self.gamma
+        chosen = self._space(space, logit_scale, logit_bias, c)
+        return self._loss(image_features, text_features, chosen, forget_mask, caption_ids, output_dict)
 
 
 class HyperbolicAlignmentCalibration(AlignmentCalibration):
@@ -132,10 +129,12 @@ class HyperbolicAlignmentCalibration(AlignmentCalibration):
         λ, the weight of the retain pairs' entailment; 0.2 as in MERU.
     target_radius : "retain", "origin" or float
         r* of :func:`riemann_unlearn.losses.functional.norm_regularization`.
-    min_radius : float
-        K of the entailment cones.
-    manifold : geoopt.Lorentz or geoopt.PoincareBall, optional
-        Features are points on it; without it they are tangent vectors at the origin.
+    space : Space, optional
+        How features compare, if a call does not say it; one with entailment cones.
+    manifold : geoopt.Manifold, optional
+        Features are points on it instead of tangent vectors at the origin; one that is hyperbolic.
+    min_radius : float, optional
+        K of the entailment cones; the space's own by default, which is MERU's 0.1 for a call with ``c``.
 
     Examples
     --------
@@ -148,6 +147,8 @@ class HyperbolicAlignmentCalibration(AlignmentCalibration):
     True
     """
 
+    needs_cones: ClassVar[bool] = True
+
     def __init__(
         self,
         alpha: float = 1.0,
@@ -159,60 +160,34 @@ class HyperbolicAlignmentCalibration(AlignmentCalibration):
         epsilon: float = 1.0,
         entailment_weight: float = 0.2,
         target_radius: str | float = "retain",
-        min_radius: float = 0.1,
+        space: Space | None = None,
         manifold: geoopt.Manifold | None = None,
+        min_radius: float | None = None,
     ) -> None:
-        super().__init__(alpha, beta, gamma, epsilon=epsilon, geometry="hyperbolic", manifold=manifold)
-        check_settings(
-            min_radius=min_radius,
-            target_radius=target_radius,
-            omega=omega,
-            eta=eta,
-            entailment_weight=entailment_weight,
+        super().__init__(
+            alpha, beta, gamma, epsilon=epsilon, space=space, manifold=manifold, min_radius=min_radius
         )
-        self.similarity = hyperbolic(manifold)
+        check_weights(omega=omega, eta=eta, entailment_weight=entailment_weight)
+        if isinstance(target_radius, str):
+            if target_radius not in ("retain", "origin"):
+                raise ValueError(
+                    f"target_radius must be 'retain', 'origin' or a number, got {target_radius!r}"
+                )
+        elif not 0 <= target_radius < math.inf:
+            raise ValueError(f"target_radius is a radius and must be at least 0, got {target_radius}")
         self.omega, self.eta = omega, eta
-        self.entailment_weight = entailment_weight
-        self.target_radius, self.min_radius = target_radius, min_radius
-        named = {"retain": None, "origin": 0.0}
-        self._target = named[target_radius] if isinstance(target_radius, str) else target_radius
+        self.entailment_weight, self.target_radius = entailment_weight, target_radius
 
-    def forward(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        forget_mask: Tensor,
-        *,
-        logit_scale: Curvature,
-        c: Curvature | None = None,
-        caption_ids: Tensor | None = None,
-        output_dict: bool = False,
-    ) -> Tensor | dict[str, Tensor]:
-        """The loss of a batch; arguments and errors as for :class:`AlignmentCalibration`."""
-        check_batch(image_features, text_features, forget_mask=forget_mask, caption_ids=caption_ids)
-        # Taken to the tangent space once: every term starts there.
-        images, curvature = self.similarity.tangents(image_features, c)
-        texts, _ = self.similarity.tangents(text_features, c)
-        terms = calibration(
-            images,
-            texts,
-            logit_scale,
-            curvature,
-            forget_mask,
-            weights=(
-                *self.alignment_weights(),
-                self.entailment_weight,
-                self.epsilon * self.omega,
-                self.epsilon * self.eta,
-            ),
-            caption_ids=caption_ids,
-            min_radius=self.min_radius,
-            target_radius=self._target,
-        )
-        return _result(terms.to(result_dtype(images, texts)), TERMS, output_dict)
-
-
-def _result(terms: Tensor, names: Sequence[str], output_dict: bool) -> Tensor | dict[str, Tensor]:
-    if not output_dict:
-        return terms.sum()
-    return {f"{name}_loss": term for name, term in zip(names, terms.unbind(), strict=True)}
+    def terms(self, pairs: Pairs) -> dict[str, Tensor]:
+        """Those of AC and the three that need cones, weighted."""
+        cones, forget = pairs.cones, pairs.forget
+        entailment = functional.entailment(cones, pairs.retain)
+        cone_exit = functional.cone_exit(cones, forget)
+        radii = cones.narrow_radius, cones.broad_radius
+        norm = functional.norm_regularization(radii, forget, self.target_radius)
+        return {
+            **super().terms(pairs),
+            "entailment_loss": self.entailment_weight * entailment,
+            "cone_exit_loss": self.epsilon * self.omega * cone_exit,
+            "norm_loss": self.epsilon * self.eta * norm,
+        }

@@ -1,143 +1,97 @@
-r"""The terms of the losses, one function each.
+r"""The terms of the losses, one function each: the one place where each is defined.
 
-Throughout, image features and text features are the two sides of a batch of pairs, shape (B, D); ``s`` is
-the similarity of a :class:`~riemann_unlearn.losses.similarity.Similarity`; a *forget* pair is one whose
-``forget`` entry is True and all others are *retain* pairs. A term over no pairs is 0, with gradient 0.
+They are functions of what a space finds in a batch of pairs, vectors of the batch's length:
+
+- ``statistics``, :class:`riemann_unlearn.ops.Contrastive`: the similarity s of matched pairs, the logarithms
+  of the normalizers of rows and columns, and the mean similarity of mismatched forget pairs
+  (:meth:`Space.statistics <riemann_unlearn.spaces.Space.statistics>`, or, from a matrix of similarities,
+  :func:`riemann_unlearn.ops.from_similarities`);
+- ``cones``, :class:`riemann_unlearn.ops.Cones`: how far each image lies outside its caption's cone
+  (:meth:`Space.cones <riemann_unlearn.spaces.Space.cones>`);
+- radii, distances from the origin in units of the curvature radius.
+
+A *forget* pair is one whose ``forget`` entry is True and all others are *retain* pairs. A term over no pairs
+is 0, with gradient 0.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from riemann_unlearn.geometry import tangent
 from riemann_unlearn.geometry.precision import Curvature
-from riemann_unlearn.losses.similarity import Similarity
-from riemann_unlearn.ops.calibration import mean_over
+from riemann_unlearn.ops import Cones, Contrastive
 
 
-def similarities(
-    image_features: Tensor, text_features: Tensor, geometry: Similarity, c: Curvature | None
-) -> Tensor:
-    """s(i_a, t_b) for all a and b, shape (B, B), with the matched pairs accurate.
-
-    A matrix product cannot resolve the distance of a near pair, and the matched pairs become near, so the
-    diagonal comes from the elementwise formula.
-    """
-    pairwise = geometry.pairwise(image_features, text_features, c)
-    matched = geometry.matched(image_features, text_features, c)
-    return torch.diagonal_scatter(pairwise, matched.to(pairwise.dtype))
+def mean_over(values: Tensor, chosen: Tensor | None) -> Tensor:
+    """Mean over the chosen entries, 0 over none; without a host synchronization."""
+    if chosen is None:
+        return values.mean() if values.numel() else values.sum()
+    # What is not chosen may be infinite, and 0·inf would be NaN: it is left out, not multiplied by 0.
+    return torch.where(chosen, values, 0.0).sum() / chosen.sum().clamp(min=1)
 
 
 def contrastive(
-    s: Tensor,
+    statistics: Contrastive,
     logit_scale: Curvature,
+    logit_bias: Curvature = 0.0,
     pairs: Tensor | None = None,
-    caption_ids: Tensor | None = None,
 ) -> Tensor:
-    r"""Symmetric InfoNCE over ``pairs``.
+    r"""L_con, the contrastive loss of ``pairs``: InfoNCE in a softmax family, SigLIP's in a sigmoid one.
 
     .. math::
-        L_{con} = \tfrac12 \operatorname{mean}_a \left[
-        -\log\frac{e^{τ s_{aa}}}{\sum_b e^{τ s_{ab}}} -\log\frac{e^{τ s_{aa}}}{\sum_b e^{τ s_{ba}}} \right]
+        L_{con} = \operatorname{mean}_a \tfrac12 (\text{rows}_a + \text{columns}_a) - (τ s_{aa} + \text{bias})
+
+    With rows :math:`\log\sum_b e^{τ s_{ab}}` and columns likewise that is the symmetric InfoNCE
+    :math:`\tfrac12 \operatorname{mean}_a [-\log\frac{e^{τ s_{aa}}}{\sum_b e^{τ s_{ab}}} - \log\frac{e^{τ
+    s_{aa}}}{\sum_b e^{τ s_{ba}}}]`.
 
     Parameters
     ----------
-    s : Tensor, shape (B, B)
-        Similarities, images in rows.
-    logit_scale : float or Tensor
-        τ.
+    statistics : Contrastive
+    logit_scale, logit_bias : float or Tensor
+        τ, not its logarithm, and what is added to each logit.
     pairs : Tensor, shape (B,), optional
         bool; the pairs that take part. All by default.
-    caption_ids : Tensor, shape (B,), optional
-        Integers; pairs with equal ids mean the same and are not negatives of each other.
 
     Examples
     --------
     >>> import torch
-    >>> contrastive(torch.zeros(4, 4), logit_scale=1.0)       # nothing known: log 4
+    >>> from riemann_unlearn.ops import from_similarities
+    >>> contrastive(from_similarities(torch.zeros(4, 4), 1.0), logit_scale=1.0)     # nothing known: log 4
     tensor(1.3863)
     """
-    ignored = torch.zeros_like(s, dtype=torch.bool)
-    if caption_ids is not None:
-        ignored = caption_ids[:, None] == caption_ids[None, :]
-    if pairs is not None:
-        ignored = ignored | ~(pairs[:, None] & pairs[None, :])
-    # Each pair keeps itself, so that a row outside ``pairs`` has a finite (and unused) loss.
-    ignored = ignored & ~torch.eye(len(s), dtype=torch.bool, device=s.device)
-    logits = (logit_scale * s).masked_fill(ignored, -math.inf)
-    own = logits.diagonal()
-    per_pair = (logits.logsumexp(1) + logits.logsumexp(0)) / 2 - own
-    return mean_over(per_pair, pairs)
+    own = logit_scale * statistics.matched + logit_bias
+    return mean_over((statistics.rows + statistics.columns) / 2 - own, pairs)
 
 
-def entailment(
-    image_features: Tensor,
-    text_features: Tensor,
-    c: Curvature,
-    pairs: Tensor | None = None,
-    min_radius: float = 0.1,
-) -> Tensor:
-    r"""How far images lie outside their captions' cones, in radians.
+def negative_alignment(statistics: Contrastive) -> Tensor:
+    r"""L_neg, pulls mismatched forget pairs together: :math:`-\operatorname{mean}_{a \ne b \in U} s_{ab}`.
 
-    :math:`L_{ent} = \operatorname{mean} \max(0, \mathrm{ext}(t, i) - \mathrm{aper}(t))` (MERU, equation 8).
+    Alignment Calibration's negative term (arXiv 2406.03603). Reconstruction: pairs with equal
+    caption ids are matched and take no part.
+    """
+    return -statistics.negative
+
+
+def positive_alignment(statistics: Contrastive, forget: Tensor) -> Tensor:
+    r"""L_pos, pushes matched forget pairs apart: :math:`\operatorname{mean}_{a \in U} s_{aa}`.
+
+    Alignment Calibration's positive term (arXiv 2406.03603).
 
     Parameters
     ----------
-    image_features, text_features : Tensor, shape (B, D)
-        Tangent vectors at the origin.
-    c : float or Tensor
-        Curvature magnitude.
-    pairs : Tensor, shape (B,), optional
-        bool; the pairs that take part.
-    min_radius : float
-        K of :func:`riemann_unlearn.geometry.tangent.half_aperture`.
+    statistics : Contrastive
+    forget : Tensor, shape (B,)
+        bool.
     """
-    outside = _outside(image_features, text_features, c, min_radius)
-    return mean_over(outside.clamp(min=0), pairs)
+    return mean_over(statistics.matched, forget)
 
 
-def cone_exit(
-    image_features: Tensor,
-    text_features: Tensor,
-    c: Curvature,
-    forget: Tensor,
-    min_radius: float = 0.1,
-) -> Tensor:
-    r"""How deep forget images still lie inside their captions' cones, in radians.
-
-    :math:`L_{out} = \operatorname{mean}_U \max(0, \mathrm{aper}(t) - \mathrm{ext}(t, i))`, HAC's entailment
-    calibration. Parameters as for :func:`entailment`.
-    """
-    outside = _outside(image_features, text_features, c, min_radius)
-    return mean_over((-outside).clamp(min=0), forget)
-
-
-def negative_alignment(s: Tensor, forget: Tensor, caption_ids: Tensor | None = None) -> Tensor:
-    r"""Pull mismatched forget pairs together: :math:`-\operatorname{mean}_{a \ne b \in U} s_{ab}`.
-
-    Alignment Calibration's negative term (arXiv 2406.03603). Reconstruction: pairs with equal
-    ``caption_ids`` are matched and take no part.
-    """
-    chosen = forget[:, None] & forget[None, :]
-    same = torch.eye(len(s), dtype=torch.bool, device=s.device)
-    if caption_ids is not None:
-        same = same | (caption_ids[:, None] == caption_ids[None, :])
-    return -mean_over(s, chosen & ~same)
-
-
-def positive_alignment(s: Tensor, forget: Tensor) -> Tensor:
-    r"""Push matched forget pairs apart: :math:`\operatorname{mean}_{a \in U} s_{aa}`.
-
-    Alignment Calibration's positive term (arXiv 2406.03603).
-    """
-    return mean_over(s.diagonal(), forget)
-
-
-def performance(s: Tensor, logit_scale: Curvature, forget: Tensor) -> Tensor:
-    r"""Keep forget pairs from crowding the retained ones.
+def performance(statistics: Contrastive, forget: Tensor) -> Tensor:
+    r"""L_perf, keeps forget pairs from crowding the retained ones.
 
     :math:`L_{perf} = \tfrac12 \operatorname{mean}_{a \in U} [\log \sum_b e^{τ s_{ab}} + \log \sum_b
     e^{τ s_{ba}}]`: the denominators of the contrastive loss, which Alignment Calibration keeps for the
@@ -146,53 +100,71 @@ def performance(s: Tensor, logit_scale: Curvature, forget: Tensor) -> Tensor:
     Reconstruction: the sums run over the whole batch R ∪ U, the pair itself and captions that mean the
     same included, as in a contrastive loss over a batch of both kinds; so the forget pairs stay spread
     among the retain pairs, not only among themselves.
-    """
-    logits = logit_scale * s
-    return mean_over((logits.logsumexp(1) + logits.logsumexp(0)) / 2, forget)
-
-
-def norm_regularization(
-    image_features: Tensor,
-    text_features: Tensor,
-    c: Curvature,
-    forget: Tensor,
-    target: str | float = "retain",
-) -> Tensor:
-    r"""Hold the radii of forget pairs: :math:`\operatorname{mean}_U (r - r^*)^2`, :math:`r = \sqrt c|v|`.
-
-    Without it the positive term, which has no lower bound, drives the radii to infinity.
 
     Parameters
     ----------
-    image_features, text_features : Tensor, shape (B, D)
-        Tangent vectors at the origin.
-    c : float or Tensor
-        Curvature magnitude.
+    statistics : Contrastive
+    forget : Tensor, shape (B,)
+        bool.
+    """
+    return mean_over((statistics.rows + statistics.columns) / 2, forget)
+
+
+def entailment(cones: Cones, pairs: Tensor | None = None) -> Tensor:
+    r"""L_ent, how far images lie outside their captions' cones, in radians.
+
+    :math:`L_{ent} = \operatorname{mean} \max(0, \mathrm{ext}(t, i) - \mathrm{aper}(t))` (MERU, equation 8).
+
+    Parameters
+    ----------
+    cones : Cones
+        Captions are the broader side, images the narrower.
+    pairs : Tensor, shape (B,), optional
+        bool; the pairs that take part.
+    """
+    return mean_over(cones.outside.clamp(min=0), pairs)
+
+
+def cone_exit(cones: Cones, forget: Tensor) -> Tensor:
+    r"""L_out, how deep forget images still lie inside their captions' cones, in radians.
+
+    :math:`L_{out} = \operatorname{mean}_U \max(0, \mathrm{aper}(t) - \mathrm{ext}(t, i))`, HAC's entailment
+    calibration. Parameters as for :func:`entailment`.
+    """
+    return mean_over((-cones.outside).clamp(min=0), forget)
+
+
+def norm_regularization(radii: Sequence[Tensor], forget: Tensor, target: str | float = "retain") -> Tensor:
+    r"""L_norm, holds the radii of forget pairs: :math:`\operatorname{mean}_U (r - r^*)^2`.
+
+    Here r is a distance from the origin in units of the curvature radius, :math:`\sqrt c|v|`. Without the
+    term the positive one, which has no lower bound, drives the radii to infinity.
+
+    Parameters
+    ----------
+    radii : sequence of Tensor, shape (B,) each
+        Of each modality, images and texts; the term is the mean over them.
     forget : Tensor, shape (B,)
         bool.
     target : "retain", "origin" or float
         r*: (reconstruction) the mean radius of the retain pairs in the batch for each modality, through
         which no gradient flows; 0; or a number. In a batch without retain pairs "retain" has no mean, and
         the term is 0.
+
+    Raises
+    ------
+    ValueError
+        For a target that is none of these.
     """
-    chosen = forget & (~forget).any() if target == "retain" else forget
-    total = image_features.new_zeros(())
-    root = c.sqrt() if isinstance(c, Tensor) else math.sqrt(c)
-    for features in (image_features, text_features):
-        radius = root * tangent.dist0(features, c)
+    if isinstance(target, str) and target not in ("retain", "origin"):
+        raise ValueError(f"target must be 'retain', 'origin' or a number, got {target!r}")
+    held = forget & (~forget).any() if target == "retain" else forget
+    total = radii[0].new_zeros(())
+    for radius in radii:
         if target == "retain":
-            goal: Curvature = mean_over(radius, ~forget).detach()
-        elif target == "origin":
-            goal = 0.0
-        elif isinstance(target, str):
-            raise ValueError(f"target must be 'retain', 'origin' or a number, got {target!r}")
+            # Without the detach the term would be made small by moving the retained instead.
+            off = radius - mean_over(radius, ~forget).detach()
         else:
-            goal = target
-        total = total + mean_over((radius - goal).square(), chosen) / 2
-    return total
-
-
-def _outside(image_features: Tensor, text_features: Tensor, c: Curvature, min_radius: float) -> Tensor:
-    """ext(t, i) - aper(t), positive outside the cone."""
-    angle = tangent.exterior_angle(text_features, image_features, c)
-    return angle - tangent.half_aperture(text_features, c, min_radius)
+            off = radius if isinstance(target, str) else radius - target
+        total = total + mean_over(off.square(), held)
+    return total / len(radii)

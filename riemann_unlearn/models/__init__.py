@@ -1,5 +1,12 @@
-"""CLIP and MERU on open_clip towers, their checkpoints, and the bundled models."""
+"""Model families on open_clip towers (CLIP, MERU, SigLIP), their checkpoints, and the bundled models.
 
+- ``base.py``: what families have in common. A family is one class in one file; :mod:`.clip` is the shortest.
+- ``configuration.py``: which keys a configuration may have; ``preprocess.py``: what some of them mean.
+- ``checkpoint.py``: to and from disk, and the list of the bundled models.
+- ``wrapping.py``: compiled and wrapped models, and evaluation mode for a while.
+"""
+
+from riemann_unlearn.models.base import FAMILIES, DualEncoder
 from riemann_unlearn.models.checkpoint import (
     ModelInfo,
     create_model,
@@ -7,15 +14,23 @@ from riemann_unlearn.models.checkpoint import (
     load,
     save_model,
 )
-from riemann_unlearn.models.encoder import CLIP, MERU, DualEncoder
+from riemann_unlearn.models.clip import CLIP
+from riemann_unlearn.models.meru import MERU
+from riemann_unlearn.models.siglip import SigLIP
+from riemann_unlearn.models.wrapping import evaluating, state_of, unwrap
 
 __all__ = [
     "CLIP",
+    "FAMILIES",
     "MERU",
     "DualEncoder",
     "ModelInfo",
+    "SigLIP",
     "create_model",
+    "evaluating",
     "list_models",
     "load",
     "save_model",
+    "state_of",
+    "unwrap",
 ]

@@ -1,7 +1,6 @@
 """The hot paths of training and unlearning, fused and in linear memory."""
 
 from riemann_unlearn.ops.backend import backend
-from riemann_unlearn.ops.calibration import calibration
 from riemann_unlearn.ops.cones import Cones, cones
 from riemann_unlearn.ops.contrastive import Contrastive, contrastive, from_similarities
 from riemann_unlearn.ops.ranks import ranks
@@ -12,7 +11,6 @@ __all__ = [
     "Contrastive",
     "TopK",
     "backend",
-    "calibration",
     "cones",
     "contrastive",
     "from_similarities",

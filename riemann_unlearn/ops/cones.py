@@ -41,9 +41,9 @@ class Cones(NamedTuple):
 
     outside: Tensor
     """ext(t, i) - aper(t), in radians: positive outside the caption's cone."""
-    text_radius: Tensor
+    broad_radius: Tensor
     """√c·|v| of the captions."""
-    image_radius: Tensor
+    narrow_radius: Tensor
     """√c·|v| of the images."""
 
 

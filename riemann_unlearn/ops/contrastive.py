@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -148,26 +149,38 @@ def reference(
     return from_similarities(s, scale, forget=forget, caption_ids=caption_ids, offset=offset)
 
 
+def log_sum_exp(logits: Tensor, among: Tensor, dim: int) -> Tensor:
+    """The normalizer of a softmax over the pairs ``among``, along an axis; -inf where there are none."""
+    some = among.any(dim, keepdim=True)
+    # A sum without terms is taken over zeros and replaced afterwards: its own gradient would be NaN.
+    masked = torch.where(among, logits, -math.inf).masked_fill(~some, 0.0)
+    return masked.logsumexp(dim).masked_fill(~some.squeeze(dim), -math.inf)
+
+
 def from_similarities(
     s: Tensor,
     scale: Curvature,
+    bias: Curvature = 0.0,
     *,
     forget: Tensor | None = None,
     caption_ids: Tensor | None = None,
     offset: int = 0,
+    normalizer: Callable[[Tensor, Tensor, int], Tensor] = log_sum_exp,
 ) -> Contrastive:
-    """The same from the matrix of similarities, shape (N, M), for geometries that have no other way."""
+    """The same from the matrix of similarities, shape (N, M), for geometries that have no other way.
+
+    ``normalizer`` takes the logits τ·s + bias, which of them count, and an axis, and gives the logarithms of
+    the normalizers along it.
+    """
     n, m = s.shape
     own = torch.arange(offset, offset + n, device=s.device)
     itself = own[:, None] == torch.arange(m, device=s.device)
     same = itself if caption_ids is None else caption_ids[own, None] == caption_ids
     drop = torch.zeros(m, dtype=torch.bool, device=s.device) if forget is None else forget
     retained = ~drop[own, None] & ~drop & (itself | ~same)
-    logits = scale * s
-    by_row = logits.masked_fill(~(retained | drop[own, None]), -math.inf).logsumexp(1)
-    by_column = logits.masked_fill(~(retained | drop), -math.inf)
-    some = (by_column > -math.inf).any(0)  # a column without terms would have the gradient NaN
-    by_column = torch.where(some, torch.where(some, by_column, 0.0).logsumexp(0), -math.inf)
+    logits = scale * s + bias
+    by_row = normalizer(logits, retained | drop[own, None], 1)
+    by_column = normalizer(logits, retained | drop, 0)
     negatives = drop[own, None] & drop & ~same
     pairs = negatives.sum()
     negative = torch.where(negatives, s, 0.0).sum() / pairs.clamp(min=1)

@@ -104,13 +104,8 @@ def forward(p: Problem) -> Statistics:
     )
 
 
-def backward(
-    p: Problem, found: Statistics, of: Sequence[Tensor], *, steps: Sequence[Tensor] | None = None
-) -> Gradients:
-    """Gradients of the features, τ and c from those of ``matched, rows, columns, negative``.
-
-    ``steps`` are what matched pairs are to go besides; see :func:`riemann_unlearn.ops.polar.add_pair_steps`.
-    """
+def backward(p: Problem, found: Statistics, of: Sequence[Tensor]) -> Gradients:
+    """Gradients of the features, τ and c from those of ``matched, rows, columns, negative``."""
     of_matched, of_rows, of_columns, of_negative = of
     w = Layout(p, (found.norm_x, found.norm_y), compiled=backend("cpu") == "numba")
     scale, unit, root = w.p.scale.double(), w.unit, w.root
@@ -146,7 +141,7 @@ def backward(
     for start in range(0, len(p.y), COLUMNS):
         of_root = of_root + of_right.finish(of_y, slice(start, min(start + COLUMNS, len(p.y))))
     of_scale = of_scale + unit * math.fsum(part.of_scale for part in parts)
-    through = add_matched_gradient(*w.sides, p.offset, found.angle, unit * of_matched, of_x, of_y, more=steps)
+    through = add_matched_gradient(*w.sides, p.offset, found.angle, unit * of_matched, of_x, of_y)
     if p.hyperbolic:  # s = -D/√c
         of_root = of_root + math.fsum(part.of_root for part in parts) / root.square()
         if w.is_small:

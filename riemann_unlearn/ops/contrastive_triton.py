@@ -79,9 +79,7 @@ def forward(p: Problem) -> Statistics:
     )
 
 
-def backward(
-    p: Problem, found: Statistics, of: Sequence[Tensor], *, steps: Sequence[Tensor] | None = None
-) -> Gradients:
+def backward(p: Problem, found: Statistics, of: Sequence[Tensor]) -> Gradients:
     """As :func:`riemann_unlearn.ops.contrastive_tiled.backward`."""
     of_matched, of_rows, of_columns, of_negative = of
     w = _Work(p, (found.norm_x, found.norm_y))
@@ -121,9 +119,7 @@ def backward(
     whole = slice(0, len(p.x)), slice(0, len(p.y))
     of_root = w.sides[0].add_gradient(of_x, of_left, whole[0], careful=True)
     of_root = of_root + w.sides[1].add_gradient(of_y, of_right, whole[1], careful=True)
-    of_root = of_root + add_matched_gradient(
-        *w.sides, p.offset, found.angle, unit * of_matched, of_x, of_y, more=steps
-    )
+    of_root = of_root + add_matched_gradient(*w.sides, p.offset, found.angle, unit * of_matched, of_x, of_y)
     of_scale = of_scale + unit * weighted
     if p.hyperbolic:  # s = -D/√c
         of_s = (of_matched * found.matched).sum() + of_negative * found.negative + scale * unit * weighted

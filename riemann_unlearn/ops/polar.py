@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy
@@ -303,12 +303,8 @@ def add_matched_gradient(
     gradient: Tensor,
     out: Tensor,
     out_right: Tensor,
-    *,
-    more: Sequence[Tensor] | None = None,
 ) -> Tensor:
     r"""Add the gradients of the features that follow from those of matched D, or of minus the cosines.
-
-    ``more`` are steps of :func:`add_pair_steps` to be taken besides.
 
     With e = u1 - u2, :math:`a = 1 - e^{-2r}` and S of :func:`careful_distance`:
 
@@ -344,8 +340,6 @@ def add_matched_gradient(
             away = gradient * side.inverse[here]
             outward = away * angle * side.inverse[here]
         steps.append(torch.stack((away, outward), 1))
-    if more is not None:
-        steps = [own + other for own, other in zip(steps, more, strict=True)]
     add_pair_steps(left, right, offset, steps[0], steps[1], out, out_right)
     return of_root
 

@@ -53,14 +53,11 @@ def test_hac_matches_the_slow_reference(c: float, seed: int, ids: Tensor | None)
 def test_ac_matches_the_slow_reference_in_both_geometries(ids: Tensor | None) -> None:
     images, texts, forget = batch()
     known = torch.arange(8) if ids is None else ids
-    for geometry, similarity, c in (
-        ("euclidean", reference.cosine, None),
-        ("hyperbolic", reference.hyperbolic, 0.7),
-    ):
+    for similarity, c in ((reference.cosine, None), (reference.hyperbolic, 0.7)):
         want = reference.terms(
             images.tolist(), texts.tolist(), forget.tolist(), known.tolist(), 3.0, c or 1.0, similarity
         )
-        loss = AlignmentCalibration(**WEIGHTS, geometry=geometry)
+        loss = AlignmentCalibration(**WEIGHTS)
         got = loss(images, texts, forget, logit_scale=3.0, c=c, caption_ids=ids, output_dict=True)
         for name, value in got.items():
             assert value.item() == pytest.approx(SCALES[name] * want[name], rel=1e-9, abs=1e-12), name
@@ -181,7 +178,7 @@ def test_ac_takes_any_manifold_with_a_distance_and_hac_says_what_it_needs() -> N
     assert value.isfinite()
     lorentz = geoopt.Lorentz(k=2.0).double()
     on = [to_ambient(expmap0(v, 0.5), 0.5) for v in (images, texts)]
-    want = AlignmentCalibration(geometry="hyperbolic")(images, texts, forget, logit_scale=3.0, c=0.5)
+    want = AlignmentCalibration()(images, texts, forget, logit_scale=3.0, c=0.5)
     assert torch.isclose(AlignmentCalibration(manifold=lorentz)(*on, forget, logit_scale=3.0), want)
     with pytest.raises(ValueError, match="Sphere has no entailment cones"):
         hac(manifold=sphere)(*points, forget, logit_scale=3.0)
@@ -234,5 +231,3 @@ def test_bad_arguments_are_refused() -> None:
         loss(images, texts, forget, logit_scale=1.0, c=1.0, caption_ids=torch.arange(3))
     with pytest.raises(TypeError, match="floating point"):
         loss(images.long(), texts, forget, logit_scale=1.0, c=1.0)
-    with pytest.raises(ValueError, match="'hyperbolic' or 'euclidean', got 'flat'"):
-        AlignmentCalibration(geometry="flat")

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import geoopt
 import pytest
 import torch
 from torch import Tensor
 
+from riemann_unlearn.geometry import tangent
 from riemann_unlearn.losses import (
     AlignmentCalibration,
     ContrastiveLoss,
     HyperbolicAlignmentCalibration,
     functional,
 )
-from riemann_unlearn.losses.similarity import Cosine, Hyperbolic, OnManifold, Similarity
+from riemann_unlearn.ops import Cones, from_similarities
+from riemann_unlearn.spaces import Cosine, LorentzTangents, OnManifold, Space
 from tests.losses.test_calibration import IDS, batch
 
 ONES = {"alpha": 1.0, "beta": 1.0, "gamma": 1.0}
 
 
 def similarity_terms(
-    images: Tensor, texts: Tensor, forget: Tensor, geometry: Similarity, c: float | None, ids: Tensor | None
+    images: Tensor, texts: Tensor, forget: Tensor, space: Space, ids: Tensor | None
 ) -> dict[str, Tensor]:
-    s = functional.similarities(images, texts, geometry, c)
+    s = torch.diagonal_scatter(space.pairwise(images, texts), space.matched(images, texts))
+    statistics = from_similarities(s, space.scale, forget=forget, caption_ids=ids)
     return {
-        "contrastive_loss": functional.contrastive(s, 3.0, ~forget, ids),
-        "negative_alignment_loss": functional.negative_alignment(s, forget, ids),
-        "positive_alignment_loss": functional.positive_alignment(s, forget),
-        "performance_loss": functional.performance(s, 3.0, forget),
+        "contrastive_loss": functional.contrastive(statistics, space.scale, pairs=~forget),
+        "negative_alignment_loss": functional.negative_alignment(statistics),
+        "positive_alignment_loss": functional.positive_alignment(statistics, forget),
+        "performance_loss": functional.performance(statistics, forget),
     }
+
+
+def elementwise_cones(texts: Tensor, images: Tensor, c: float) -> Cones:
+    angle = tangent.exterior_angle(texts, images, c) - tangent.half_aperture(texts, c)
+    return Cones(angle, *(c**0.5 * v.norm(dim=-1) for v in (texts, images)))
 
 
 @pytest.mark.parametrize("ids", [None, IDS])
@@ -37,10 +47,12 @@ def test_hac(ids: Tensor | None, target: str | float) -> None:
     images, texts, forget = batch()
     loss = HyperbolicAlignmentCalibration(**ONES, entailment_weight=1.0, target_radius=target)
     got = loss(images, texts, forget, logit_scale=3.0, c=0.7, caption_ids=ids, output_dict=True)
-    want = similarity_terms(images, texts, forget, Hyperbolic(), 0.7, ids) | {
-        "entailment_loss": functional.entailment(images, texts, 0.7, ~forget),
-        "cone_exit_loss": functional.cone_exit(images, texts, 0.7, forget),
-        "norm_loss": functional.norm_regularization(images, texts, 0.7, forget, target),
+    cones = elementwise_cones(texts, images, 0.7)
+    radii = cones.narrow_radius, cones.broad_radius
+    want = similarity_terms(images, texts, forget, LorentzTangents(3.0, c=0.7), ids) | {
+        "entailment_loss": functional.entailment(cones, ~forget),
+        "cone_exit_loss": functional.cone_exit(cones, forget),
+        "norm_loss": functional.norm_regularization(radii, forget, target),
     }
     assert got.keys() == want.keys()
     for name, value in want.items():
@@ -51,22 +63,24 @@ def test_hac(ids: Tensor | None, target: str | float) -> None:
 def test_ac_in_cosines_and_on_manifolds(ids: Tensor | None) -> None:
     images, texts, forget = batch()
     sphere, ball = geoopt.Sphere(), geoopt.PoincareBall(c=0.7).double()
-    for loss, geometry, lift in (
-        (AlignmentCalibration(**ONES), Cosine(), lambda v: v),
-        (AlignmentCalibration(**ONES, manifold=sphere), OnManifold(sphere), sphere.projx),
-        (AlignmentCalibration(**ONES, manifold=ball), OnManifold(ball), ball.expmap0),
+    for loss, space, lift in (
+        (AlignmentCalibration(**ONES), Cosine(3.0), lambda v: v),
+        (AlignmentCalibration(**ONES, manifold=sphere), OnManifold(3.0, manifold=sphere), sphere.projx),
+        (AlignmentCalibration(**ONES, manifold=ball), OnManifold(3.0, manifold=ball), ball.expmap0),
     ):
         x, y = lift(images), lift(texts)
         got = loss(x, y, forget, logit_scale=3.0, caption_ids=ids, output_dict=True)
-        for name, value in similarity_terms(x, y, forget, geometry, None, ids).items():
+        for name, value in similarity_terms(x, y, forget, space, ids).items():
             assert torch.isclose(got[name], value, rtol=1e-10, atol=1e-12), name
 
 
-def test_contrastive_over_everything() -> None:
+def test_contrastive_over_everything_is_cross_entropy_both_ways() -> None:
     images, texts, _ = batch()
-    s = functional.similarities(images, texts, Hyperbolic(), 0.7)
-    got = ContrastiveLoss()(images, texts, logit_scale=3.0, c=0.7)
-    assert torch.isclose(got, functional.contrastive(s, 3.0))
+    space = LorentzTangents(3.0, c=0.7)
+    logits = torch.diagonal_scatter(space.logits(images, texts), space.matched_logits(images, texts))
+    own = torch.arange(8)
+    both = [torch.nn.functional.cross_entropy(rows, own) for rows in (logits, logits.mT)]
+    assert torch.isclose(ContrastiveLoss()(images, texts, logit_scale=3.0, c=0.7), sum(both) / 2)
 
 
 def test_results_have_the_precision_of_the_features() -> None:
@@ -80,3 +94,70 @@ def test_results_have_the_precision_of_the_features() -> None:
         sides = images.to(dtype), texts.to(dtype)
         terms = loss(*sides, forget, logit_scale=torch.tensor(3.0), c=0.7, output_dict=True)
         assert {term.dtype for term in terms.values()} == {want}
+
+
+def test_without_retain_pairs_there_is_no_radius_to_hold() -> None:
+    radius = torch.rand(8, requires_grad=True)
+    every = torch.ones(8, dtype=torch.bool)
+    term = functional.norm_regularization([radius, radius], every)
+    assert term.item() == 0.0
+    assert torch.autograd.grad(term, radius)[0].abs().max() == 0.0
+    assert functional.norm_regularization([radius], every, "origin") > 0
+
+
+def test_no_gradient_flows_through_the_mean_radius_of_the_retained() -> None:
+    radius = torch.arange(1.0, 5.0, requires_grad=True)
+    forget = torch.tensor([True, False, False, True])
+    (gradient,) = torch.autograd.grad(functional.norm_regularization([radius], forget), radius)
+    assert gradient.tolist() == [-1.5, 0.0, 0.0, 1.5]  # mean 2.5; 2 (r - r*)/2
+
+
+def test_one_forget_pair_has_no_negatives() -> None:
+    images, texts, _ = batch()
+    s = LorentzTangents().pairwise(images, texts).requires_grad_()
+    term = functional.negative_alignment(from_similarities(s, 1.0, forget=torch.arange(8) == 3))
+    assert term.item() == 0.0
+    assert torch.autograd.grad(term, s)[0].abs().max() == 0.0
+
+
+def test_a_term_over_nothing_is_zero_even_beside_infinities() -> None:
+    """A retain pair may be infinitely far; what is not chosen takes no part."""
+    values = torch.tensor([torch.inf, 1.0], requires_grad=True)
+    for chosen, want in (([False, False], 0.0), ([False, True], 1.0)):
+        mean = functional.mean_over(values, torch.tensor(chosen))
+        assert mean.item() == want
+        assert torch.autograd.grad(mean, values)[0].isfinite().all()
+    assert functional.mean_over(torch.empty(0), None).item() == 0.0
+
+
+def test_a_target_that_means_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="or a number, got 'sky'"):
+        functional.norm_regularization([torch.ones(2)], torch.ones(2, dtype=torch.bool), "sky")
+
+
+def test_a_term_of_ones_own_is_a_subclass_of_one_method() -> None:
+    images, texts, forget = batch()
+
+    class Spread(HyperbolicAlignmentCalibration):
+        def terms(self, pairs):  # type: ignore[no-untyped-def]
+            return {**super().terms(pairs), "spread_loss": 0.1 * pairs.cones.narrow_radius.var()}
+
+    arguments = {"logit_scale": 3.0, "c": 0.7}
+    plain = HyperbolicAlignmentCalibration()(images, texts, forget, **arguments)
+    terms = Spread()(images, texts, forget, **arguments, output_dict=True)
+    total = Spread()(images, texts, forget, **arguments)
+    assert torch.isclose(total, plain + terms["spread_loss"])
+    assert torch.isclose(terms["spread_loss"], 0.1 * (0.7**0.5 * images.norm(dim=-1)).var())
+
+
+def test_k_belongs_to_the_space_unless_a_loss_has_its_own() -> None:
+    images, texts, forget = batch()
+    wide = LorentzTangents(3.0, c=0.7, min_radius=0.4)
+    loss = HyperbolicAlignmentCalibration(entailment_weight=1.0)
+    of_space = loss(images, texts, forget, space=wide, output_dict=True)["entailment_loss"]
+    by_default = loss(images, texts, forget, logit_scale=3.0, c=0.7, output_dict=True)["entailment_loss"]
+    assert of_space < by_default  # wider cones hold more
+    own = HyperbolicAlignmentCalibration(entailment_weight=1.0, min_radius=0.4)
+    for arguments in ({"space": dataclasses.replace(wide, min_radius=0.1)}, {"logit_scale": 3.0, "c": 0.7}):
+        got = own(images, texts, forget, **arguments, output_dict=True)["entailment_loss"]
+        assert torch.equal(got, of_space)

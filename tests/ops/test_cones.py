@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import riemann_unlearn.ops.cones  # noqa: F401
-from riemann_unlearn.ops import Cones, calibration, cones
+from riemann_unlearn.losses import functional
+from riemann_unlearn.ops import Cones, cones
 from tests.ops.test_contrastive import B, D, batch, directions, error, gradients, leaves
 
 module = sys.modules["riemann_unlearn.ops.cones"]  # the package's name for it is the function
@@ -18,7 +19,7 @@ module = sys.modules["riemann_unlearn.ops.cones"]  # the package's name for it i
 def total(found: Cones) -> Tensor:
     weights = torch.linspace(1, 2, B).double()
     hinges = found.outside.clamp(min=0) - 0.5 * (-found.outside).clamp(min=0)
-    return (weights * (hinges + 0.1 * found.text_radius.square() + found.image_radius)).mean()
+    return (weights * (hinges + 0.1 * found.broad_radius.square() + found.narrow_radius)).mean()
 
 
 @pytest.mark.parametrize(
@@ -89,8 +90,9 @@ def check_that_it_is_seen(bad: float, device: str) -> None:
     for broken in (text, image):
         kept = broken[1, 2].item()
         broken[1, 2] = bad
-        assert cones(text, image, 1.0).outside.isnan().tolist() == [False, True, False, False]
-        assert calibration(image, text, 1.0, 1.0, nothing)[4].isnan()
+        found = cones(text, image, 1.0)
+        assert found.outside.isnan().tolist() == [False, True, False, False]
+        assert functional.entailment(found, ~nothing).isnan()
         broken[1, 2] = kept
 
 

@@ -1,4 +1,4 @@
-"""The GPU's cones and calibration: compiled where there is a GPU, else by Triton's interpreter."""
+"""The GPU's cones: compiled where there is a GPU, else by Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from riemann_unlearn.ops import calibration, cones
-from tests.ops.test_calibration import WEIGHTS
-from tests.ops.test_calibration import module as calibration_module
+from riemann_unlearn.ops import cones
 from tests.ops.test_cones import check_that_it_is_seen, total
 from tests.ops.test_cones import module as cones_module
-from tests.ops.test_contrastive import FORGET, IDS, batch, directions, error, gradients, leaves
+from tests.ops.test_contrastive import batch, directions, error, gradients, leaves
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 triton = pytest.importorskip("triton")
@@ -25,8 +22,7 @@ triton = pytest.importorskip("triton")
 
 @pytest.fixture
 def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (cones_module, calibration_module):
-        monkeypatch.setattr(module, "backend", lambda device: "triton")
+    monkeypatch.setattr(cones_module, "backend", lambda device: "triton")
 
 
 @pytest.mark.usefixtures("by_triton")
@@ -82,28 +78,6 @@ def test_what_is_not_finite_is_seen(bad: float) -> None:
     check_that_it_is_seen(bad, DEVICE)
 
 
-@pytest.mark.usefixtures("by_triton")
-@pytest.mark.parametrize("forget", [FORGET, FORGET & False, FORGET | True])
-@pytest.mark.parametrize("target", [None, 0.0, 1.5])
-def test_every_term_of_the_calibration_and_its_gradients(
-    forget: Tensor, target: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from riemann_unlearn.ops import calibration_triton
-
-    monkeypatch.setattr(calibration_triton, "BLOCK", 32)
-    values = [v.double() for v in (*batch("random", 1.0), torch.tensor(7.0), torch.tensor(0.7))]
-    inputs, references = leaves(*(v.to(DEVICE) for v in values)), leaves(*values)
-    settings: dict[str, Any] = {"weights": WEIGHTS, "min_radius": 0.2, "target_radius": target}
-    got = calibration(*inputs, forget.to(DEVICE), **settings, caption_ids=IDS.to(DEVICE)).cpu()
-    want = calibration_module.reference(*references, forget, **settings, caption_ids=IDS)
-    assert torch.allclose(got, want, rtol=1e-12, atol=1e-13)
-    for mine, theirs in zip(got, want, strict=True):
-        found = torch.autograd.grad(mine, inputs, retain_graph=True)
-        expected = torch.autograd.grad(theirs, references, retain_graph=True, materialize_grads=True)
-        for one, other in zip(found, expected, strict=True):
-            assert torch.allclose(one.cpu(), other, rtol=1e-10, atol=1e-13)
-
-
 class Recorder:
     """A kernel that notes with which options it is launched."""
 
@@ -144,9 +118,7 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from riemann_unlearn.ops import (
-    calibration_triton, cones_triton, contrastive_triton, ranks_triton, topk_triton,
-)
+from riemann_unlearn.ops import cones_triton, contrastive_triton, ranks_triton, topk_triton
 
 NUMBERS = "rows columns first_own count groups inner a_row a_inner b_inner b_column out_row"
 LONG = dict.fromkeys(("ids", "own", "chosen"), "*i64")
@@ -172,10 +144,6 @@ pairs = {"K": 0.2, "BLOCK": 256}
 for kernel in (cones_triton._measure, cones_triton._step):
     features = dict.fromkeys(("text", "image", "out", "out_image"), "*fp32")
     compiled(kernel, numbers, pairs, fused=False, **features)
-for target in (None, 1.5):
-    constants = {**pairs, "WEIGHTS": (1.0, 0.3, 0.7, 0.05, 0.2, 0.5, 2.0), "TARGET": target}
-    for kernel in (calibration_triton._terms, calibration_triton._gradients):
-        compiled(kernel, numbers, constants, rows=numbers, columns=numbers)
 for precision in ("tf32x3", "tf32", "bf16"):
     kernel = contrastive_triton._product
     compiled(kernel, "*fp32", {"ACCUMULATE": True, "PRECISION": precision}, kernel.configs[0])
@@ -201,4 +169,4 @@ def test_every_kernel_compiles_for_a_gpu_that_need_not_be_there() -> None:
     command = [sys.executable, "-W", "ignore", "-c", COMPILE]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 2 + 4 + 3 + 2 + 2 * (2 + 2 * 2)
+    assert len(done.stdout.split()) == 2 + 3 + 2 + 2 * (2 + 2 * 2)

@@ -125,18 +125,22 @@ def test_rectangles() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
 def test_the_operator_runs_on_a_gpu_without_waiting_for_it() -> None:
-    from riemann_unlearn.ops import backend, calibration, contrastive
+    from riemann_unlearn.losses import HyperbolicAlignmentCalibration
+    from riemann_unlearn.ops import backend, contrastive
 
     assert backend("cuda") == "triton"
     sides = [side.cuda() for side in batch("random", 1.0)]
     inputs = leaves(*sides, torch.tensor(7.0).cuda(), torch.tensor(0.7).cuda())
-    forget, ids = FORGET.cuda(), IDS.cuda()
-    gradients(total(contrastive(*inputs, forget=forget, caption_ids=ids)), inputs)  # compiled and timed
+    forget, ids, hac = FORGET.cuda(), IDS.cuda(), HyperbolicAlignmentCalibration()
+
+    def value() -> Tensor:
+        loss = hac(*inputs[:2], forget, logit_scale=inputs[2], c=inputs[3], caption_ids=ids)
+        return loss + total(contrastive(*inputs, forget=forget, caption_ids=ids))
+
+    gradients(value(), inputs)  # compiled and timed
     torch.cuda.set_sync_debug_mode("error")
     try:
-        value = total(contrastive(*inputs, forget=forget, caption_ids=ids))
-        value = value + calibration(*inputs, forget, caption_ids=ids).sum()
-        got = gradients(value, inputs)
+        got = gradients(value(), inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(g.isfinite().all() for g in got)

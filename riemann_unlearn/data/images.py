@@ -1,0 +1,127 @@
+"""Encoded images, as a viewer shows them: decoded when asked for, each at its own size.
+
+A viewer turns a photograph as its EXIF says, lays transparency over a white page, shows the first frame of an
+animation, and scales 16-bit grey to what the screen has. Colour profiles are not applied, as they are not by
+the pipelines that CLIP and its kin were trained with.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+EXTENSIONS = ("webp", "png", "jpg", "jpeg", "gif", "bmp", "ppm", "pgm", "pbm")
+"""File name extensions that are taken for images, the preferred ones first."""
+_ORIENTATION = 0x0112
+"""EXIF's tag that says how a camera was held; 1 is upright."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImageError(ValueError):
+    """Bytes that are no image, or a broken one; the message says why."""
+
+
+def decode(encoded: bytes) -> Tensor:
+    """An image file's pixels, uint8, shape (3, H, W).
+
+    Parameters
+    ----------
+    encoded : bytes
+        The content of a file in any format that Pillow reads.
+
+    Raises
+    ------
+    UnreadableImageError
+        When it cannot be decoded to its end.
+
+    Examples
+    --------
+    >>> buffer = io.BytesIO()
+    >>> Image.new("RGB", (30, 20), "red").save(buffer, "PNG")
+    >>> decode(buffer.getvalue()).shape
+    torch.Size([3, 20, 30])
+    """
+    # Whatever is wrong with a file, Pillow's decoders say it by some fifteen kinds of exception (OSError,
+    # SyntaxError, struct.error, DecompressionBombError, ...), of which it documents two.
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            pixels = _opaque(image)
+            turn = _TURNS.get(_orientation(image))
+    except Exception as error:
+        raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+    if turn is not None:
+        pixels = pixels.transpose(turn)
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """In RGB, over white where it is transparent."""
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion cuts it off at 255
+        image = _eight_bits(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    white.alpha_composite(image)
+    return white.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey in 8 bits, with the value that stands for transparent as an alpha channel."""
+    values = np.asarray(image).astype(np.int64).clip(0, 65535)
+    # 65535 = 255 * 257, so this rounds v * 255 / 65535 to the nearest.
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the image is to be turned, by EXIF's numbers; upright when its EXIF cannot be read."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a viewer shows a picture whose EXIF is garbage
+        return 1
+
+
+class EncodedImages:
+    """Image files held in memory as they are, and decoded when asked for.
+
+    Parameters
+    ----------
+    files : sequence of bytes
+        The content of each file. That all can be decoded is for the one to check who collects them.
+
+    Examples
+    --------
+    >>> buffer = io.BytesIO()
+    >>> Image.new("RGB", (30, 20), "red").save(buffer, "PNG")
+    >>> images = EncodedImages([buffer.getvalue()])
+    >>> [image.shape for image in images[torch.tensor([0, 0])]]
+    [torch.Size([3, 20, 30]), torch.Size([3, 20, 30])]
+    """
+
+    def __init__(self, files: Sequence[bytes]) -> None:
+        self._files = tuple(files)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._files)
+
+    def __getitem__(self, rows: Tensor) -> list[Tensor]:
+        """The images at ``rows`` (long, shape (B,)), each uint8 of shape (3, h, w) at its own size."""
+        return [decode(self._files[row]) for row in rows.tolist()]

@@ -1,0 +1,74 @@
+"""Datasets by name, path or source."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from pathlib import Path
+
+from riemann_unlearn.data.samples import Dataset
+from riemann_unlearn.data.sources import SOURCES, Source
+
+
+def list_datasets() -> list[str]:
+    """Names that :func:`load` takes, in alphabetical order; sources that need a path are not among them.
+
+    Examples
+    --------
+    >>> list_datasets()
+    ['emoji', 'fashion-mnist']
+    """
+    return sorted(name for name, source in SOURCES.items() if source.named)
+
+
+def load(data: str | Path | Source | Dataset = "emoji") -> Dataset:
+    """A dataset by name, from a file or folder, or from a source of one's own.
+
+    Parameters
+    ----------
+    data : str, Path, Source or Dataset
+        A name from :func:`list_datasets`; or a path that one of the :data:`~riemann_unlearn.data.SOURCES`
+        opens, such as a folder of WebDataset shards (see :mod:`riemann_unlearn.data.sources.shards`) or of
+        Fashion-MNIST's four files; or a source, to load what it stands for; or a dataset, which is returned.
+
+    Returns
+    -------
+    Dataset
+        Its ``name`` loads it again, from wherever that is done: a path is made absolute.
+
+    Raises
+    ------
+    ValueError
+        When there is no such dataset, no source opens it, or it is not usable; the message says what and why.
+
+    Examples
+    --------
+    >>> emoji = load("emoji")
+    >>> emoji.seen.images.shape[1:]
+    torch.Size([3, 48, 48])
+    """
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, Source):
+        return data.load(None)
+    if isinstance(data, str) and data in list_datasets():
+        return replace(_instance(SOURCES[data]).load(None), name=data)
+    path = Path(data).expanduser().resolve()
+    if not path.exists():
+        close = difflib.get_close_matches(str(data), list_datasets(), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"no dataset {str(data)!r}; {hint}Expected one of {', '.join(list_datasets())}, or a path, "
+            f"and there is no {path}"
+        )
+    # The last registered is asked first, so that a third party's form goes before ours.
+    for entry in reversed(list(SOURCES.values())):
+        source = _instance(entry)
+        if source.opens(path):
+            return replace(source.load(path), name=str(path))
+    known = "; ".join(f"{name}: {source.description}" for name, source in SOURCES.items())
+    raise ValueError(f"{path} is nothing that a data source opens. There are {known}")
+
+
+def _instance(source: Source | type[Source]) -> Source:
+    return source() if isinstance(source, type) else source

@@ -1,0 +1,10 @@
+"""Where data comes from, one source a file; each registers itself.
+
+The order below matters for folders: of the sources that can open one, the last registered is taken. So the
+general come first, and a third party's, registered later, before all of ours.
+"""
+
+from riemann_unlearn.data.sources import shards, fashion_mnist, emoji  # noqa: I001
+from riemann_unlearn.data.sources.base import SOURCES, Source
+
+__all__ = ["SOURCES", "Source", "emoji", "fashion_mnist", "shards"]

@@ -1,0 +1,262 @@
+"""WebDataset shards: tar files in which files that share a key are one sample.
+
+A sample is an image and a ``json`` that says what it shows, or an image and a ``txt`` with its caption. In
+the json, one field for each level has the label there; ``manifest.json`` beside the shards may say which
+fields these are, from specific to general, and which shards are held out::
+
+    {"levels": ["name", "kind", "realm"],
+     "shards": {"a.tar": {"split": "seen"}, "b.tar": {"split": "heldout"}}}
+
+Without ``levels`` they are the ``name`` alone, or where the first sample has none, its ``caption``. Shards of
+which the manifest says nothing are held out when they have "heldout" in their name. ``keywords`` (a list of
+strings, or one string), ``key`` and ``vendor`` (who made the image) are read where a json has them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import lzma
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from riemann_unlearn.data.images import EXTENSIONS
+from riemann_unlearn.data.samples import Dataset
+from riemann_unlearn.data.sources.base import Source
+from riemann_unlearn.data.sources.collection import Collection
+from riemann_unlearn.data.taxonomy import Concept, as_written
+from riemann_unlearn.registry import register
+
+MANIFEST_NAME = "manifest.json"
+_TEXTS = ("json", "txt")
+_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_SPLITS = ("seen", "heldout")
+
+
+@register
+class Shards(Source):
+    """Shards whose levels their manifest names, or that have a name or a caption only."""
+
+    name = "shards"
+    description = "a folder of WebDataset shards (.tar, .tar.gz, .tgz), or one of them"
+    named = False
+
+    def opens(self, path: Path) -> bool:
+        """Whether there are shards."""
+        return bool(shard_files(path))
+
+    def load(self, path: Path | None) -> Dataset:
+        """The shards at ``path``."""
+        if path is None:
+            raise ValueError("shards have no default place; load them by the path of their folder")
+        levels = read_manifest(path).get("levels")
+        if levels is None:
+            levels = ["name"] if "name" in first_metadata(path) else ["caption"]
+        return load_shards(path, levels)
+
+
+def load_shards(
+    path: Path, levels: Sequence[str], caption: Callable[[str, str], str] = as_written
+) -> Dataset:
+    """The samples of all shards in a folder, or of one shard.
+
+    Parameters
+    ----------
+    path : Path
+    levels : sequence of str
+        The fields of each sample's json that have its labels, from specific to general.
+    caption : callable, optional
+        As for :class:`~riemann_unlearn.data.Taxonomy`.
+
+    Raises
+    ------
+    ValueError
+        When a shard, the manifest or a sample is not usable; the message says which.
+    """
+    shards = shard_files(path)
+    heldout = _heldout(path, shards)
+    collection = Collection(levels, caption)
+    for shard in shards:
+        stem = shard.name[: -len(_suffix(shard.name))]
+        for key, encoded, metadata in read_shard(shard):
+            where = f"{shard}: sample {key!r}"
+            concept = _concept(metadata, levels, where)
+            vendor = metadata.get("vendor")
+            source = vendor if isinstance(vendor, str) and vendor else stem
+            collection.add(where, encoded, concept, source, heldout=shard.name in heldout)
+    return collection.dataset(str(path))
+
+
+def shard_files(path: Path) -> list[Path]:
+    """The shards in a folder, sorted by name; hidden files, as macOS puts beside others, are none."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sorted(file for file in files if _suffix(file.name) and file.is_file())
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What the manifest of a folder says; nothing where there is none.
+
+    Raises
+    ------
+    ValueError
+        When it is not of the form that the module's docstring shows.
+    """
+    manifest = path / MANIFEST_NAME
+    if not manifest.is_file():
+        return {}
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        levels, shards = content.get("levels", ["name"]), content.get("shards", {})
+        sound = isinstance(levels, list) and levels and all(isinstance(field, str) for field in levels)
+        sound = sound and all(entry["split"] in _SPLITS for entry in shards.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise ValueError(
+            f'{manifest} is not a manifest: expected {{"shards": {{FILE: {{"split": "seen" or "heldout"}}}}, '
+            '"levels": [FIELD, ...]}, either of which may be left out'
+        )
+    result: dict[str, Any] = content
+    return result
+
+
+def first_metadata(path: Path) -> dict[str, Any]:
+    """The json of the first sample that has one, by a look into the first shard; empty where that fails."""
+    for shard in shard_files(path)[:1]:
+        try:
+            with tarfile.open(shard, "r|*") as archive:
+                for member in archive:
+                    file = archive.extractfile(member) if _key(member)[1] == "json" else None
+                    if file is not None:
+                        metadata = json.loads(file.read())
+                        return metadata if isinstance(metadata, dict) else {}
+        except (*_TAR_ERRORS, ValueError, RecursionError):
+            return {}  # whoever reads the whole will say what is wrong with it
+    return {}
+
+
+def write_shard(samples: Iterable[tuple[str, bytes, dict[str, Any]]]) -> bytes:
+    """A gzip-compressed shard of WebP images with their metadata.
+
+    Equal samples give equal bytes: names are sorted, times and owners zero.
+
+    Parameters
+    ----------
+    samples : iterable of (key, image, metadata)
+        Keys without a dot; the image already encoded as WebP.
+
+    Examples
+    --------
+    >>> content = write_shard([("a", b"...", {"name": "A"})])
+    >>> content == write_shard([("a", b"...", {"name": "A"})])
+    True
+    """
+    buffer = io.BytesIO()
+    # mtime=0 and no file name: nothing of the moment or the place goes into the header.
+    compressed = gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, filename="", compresslevel=9)
+    with compressed, tarfile.open(fileobj=compressed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, image, metadata in sorted(samples, key=lambda sample: sample[0]):
+            text = json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode()
+            for extension, content in (("json", text), ("webp", image)):
+                entry = tarfile.TarInfo(f"{key}.{extension}")
+                entry.size, entry.mode = len(content), 0o644
+                tar.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def read_shard(path: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """The samples of a shard: key, encoded image, metadata.
+
+    Raises
+    ------
+    ValueError
+        When the file is no tar, or a sample lacks its image or its metadata.
+    """
+    parts: dict[str, dict[str, bytes]] = {}
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                key, extension = _key(member)
+                file = archive.extractfile(member) if extension else None
+                if file is not None:
+                    wanted = extension in EXTENSIONS or extension in _TEXTS
+                    # A member appended later under a name that was there replaces it, as tar extracts them.
+                    parts.setdefault(key, {})[extension] = file.read() if wanted else b""
+    except _TAR_ERRORS as error:
+        raise ValueError(f"{path} is not a readable tar file: {error}") from None
+    for key, files in parts.items():
+        image = next((files[e] for e in EXTENSIONS if e in files), None)
+        if image is None and "json" not in files:
+            continue  # a README, a table beside the samples
+        if image is None or not any(e in files for e in _TEXTS):
+            raise ValueError(
+                f"{path}: sample {key!r} has {sorted(files)}; expected json (or txt, a caption) and one of "
+                f"{', '.join(EXTENSIONS)}"
+            )
+        try:
+            metadata = json.loads(files["json"]) if "json" in files else {}
+            if isinstance(metadata, dict) and "txt" in files:
+                metadata.setdefault("caption", files["txt"].decode("utf-8-sig").strip())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: the json or txt of sample {key!r} is invalid: {error}") from None
+        if not isinstance(metadata, dict):
+            raise ValueError(
+                f"{path}: the json of sample {key!r} is a {type(metadata).__name__}, not an object"
+            )
+        yield key, image, metadata
+
+
+_TAR_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+"""What reading a file that is no whole tar raises, compressed or not."""
+
+
+def _key(member: tarfile.TarInfo) -> tuple[str, str]:
+    """The sample a member belongs to and its extension, by WebDataset's rule; empty for what is of none.
+
+    The key is the name up to the first dot of its last part, so a dot in a folder's name divides nothing; the
+    folders stay in the key. A last part that begins with a dot is of no sample, nor is what macOS adds.
+    """
+    folder, slash, base = member.name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    if not member.isfile() or not stem or "__MACOSX" in folder.split("/"):
+        return "", ""
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def _suffix(name: str) -> str:
+    """The part of a shard's file name that says that it is one; empty for other names."""
+    if name.startswith("."):
+        return ""
+    return next((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), "")
+
+
+def _heldout(path: Path, shards: Sequence[Path]) -> set[str]:
+    """File names of the held-out shards."""
+    entries = read_manifest(path).get("shards", {})
+    missing = sorted(set(entries) - {shard.name for shard in shards})
+    if missing:
+        raise ValueError(f"{path / MANIFEST_NAME} names {', '.join(missing)}, and {path} has no such shard")
+    by_name = {shard.name for shard in shards if shard.name not in entries and "heldout" in shard.name}
+    return by_name | {name for name, entry in entries.items() if entry["split"] == "heldout"}
+
+
+def _concept(metadata: dict[str, Any], levels: Sequence[str], where: str) -> Concept:
+    labels = [metadata.get(field) for field in levels]
+    for field, label in zip(levels, labels, strict=True):
+        if not isinstance(label, str) or not label.strip():
+            raise ValueError(f"{where}: its json lacks the string {field!r} (got {label!r})")
+    name, *path = map(str, labels)
+    return Concept(str(metadata.get("key") or name), name, _keywords(metadata, where), tuple(path))
+
+
+def _keywords(metadata: dict[str, Any], where: str) -> tuple[str, ...]:
+    """A sample's keywords; a string is one of them, and null or nothing is none."""
+    given = metadata.get("keywords")
+    words = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"{where}: its keywords must be a list of strings, got {given!r}")
+    return tuple(word for word in words if word.strip())

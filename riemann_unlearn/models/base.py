@@ -1,0 +1,276 @@
+"""What the families of models have in common: two open_clip towers, and a space for what they emit.
+
+A tower emits a Euclidean vector; what that vector means is the family's business. A family is one class in
+one file: it says what its features are (:meth:`DualEncoder.encode_image`, :meth:`DualEncoder.encode_text`)
+and in which space they are compared (:attr:`DualEncoder.space`); everything else is here::
+
+    @ru.register
+    class Spherical(ru.models.DualEncoder):
+        name = "Spherical"
+
+        def encode_image(self, images): return F.normalize(self.visual(images).float(), dim=-1)
+        def encode_text(self, tokens): return F.normalize(self.text(tokens).float(), dim=-1)
+
+        @property
+        def space(self): return ru.spaces.Cosine(scale=self.logit_scale.exp())
+
+    model = ru.models.create_model({"architecture": "Spherical", "model_cfg": {...}})
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from riemann_unlearn.models.configuration import Rule, check_model_cfg, check_preprocess_cfg, check_space_cfg
+from riemann_unlearn.models.preprocess import fit
+from riemann_unlearn.registry import Registry
+from riemann_unlearn.spaces import Space
+
+MAX_LOGIT_SCALE = 100.0
+"""Largest logit scale τ, as in CLIP (Radford et al. 2021, section 2.5)."""
+
+FAMILIES: Registry[type[DualEncoder]] = Registry("architecture", home="riemann_unlearn.models")
+"""The model families by name, which is the "architecture" of a configuration."""
+
+
+class DualEncoder(nn.Module, ABC):
+    """An image tower and a text tower, and the space in which what they emit is compared.
+
+    Parameters
+    ----------
+    model_cfg : mapping
+        open_clip's model configuration: ``embed_dim``, ``vision_cfg``, ``text_cfg``, ``quick_gelu``, and what
+        the family adds to it (:attr:`model_rules`).
+    tokenizer : callable
+        Turns a list of strings into token ids, shape (N, context_length); open_clip's tokenizers do.
+    preprocess_cfg : mapping, optional
+        ``mean`` and ``std`` of the three channels (images in [0, 1]; 0.5 by default), ``resize_mode``
+        ("squash" by default, "shortest" or "longest"), ``interpolation`` ("bilinear" by default or
+        "bicubic") and ``fill_color``, as open_clip understands them.
+    space_cfg : mapping, optional
+        What defines the space beside the learned parameters, such as K (``min_radius``); see
+        :attr:`space_defaults`.
+
+    Attributes
+    ----------
+    config : dict
+        What :func:`riemann_unlearn.models.create_model` makes the same model from; saved with the weights.
+    logit_scale : Parameter
+        Logarithm of τ.
+    vocabulary : Path or None
+        The tokenizer's file, where it is neither open_clip's nor a bundled one; saved beside the weights.
+
+    Raises
+    ------
+    ValueError
+        For a key or a value that is not understood, and a tokenizer that does not fit the text tower.
+    """
+
+    registry: ClassVar[Registry[type[DualEncoder]]] = FAMILIES
+    name: ClassVar[str]
+    model_rules: ClassVar[Mapping[str, Rule]] = {}
+    """Keys of ``model_cfg`` that the family adds to open_clip's, and what may stand there."""
+    space_defaults: ClassVar[Mapping[str, float]] = {}
+    """Keys of ``space_cfg`` and their defaults; all are positive numbers."""
+
+    initial_logit_scale: ClassVar[float] = math.log(1 / 0.07)
+    vocabulary: Path | None = None
+
+    def __init__(
+        self,
+        model_cfg: Mapping[str, Any],
+        tokenizer: Any,
+        preprocess_cfg: Mapping[str, Any] | None = None,
+        space_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        preprocess_cfg = preprocess_cfg or {"mean": [0.5] * 3, "std": [0.5] * 3}
+        check_model_cfg(model_cfg, self.model_rules)
+        check_preprocess_cfg(preprocess_cfg, model_cfg)
+        check_space_cfg(space_cfg or {}, self.space_defaults, self.name)
+        towers = _towers(model_cfg)
+        _check_tokenizer(tokenizer, towers)
+        # A copy: the caller's dictionary may change, this model's configuration may not.
+        self.config: dict[str, Any] = copy.deepcopy(
+            {
+                "architecture": self.name,
+                "model_cfg": dict(model_cfg),
+                "preprocess_cfg": dict(preprocess_cfg),
+            }
+        )
+        if self.space_defaults:
+            self.config["space"] = {**self.space_defaults, **(space_cfg or {})}
+        # Convolutions on CPUs and on tensor cores run faster with channels innermost. Parameters are float32
+        # whatever torch's default dtype is: it is what checkpoints hold and what the losses are proved for.
+        self.visual: nn.Module = towers.visual.to(torch.float32, memory_format=torch.channels_last)
+        self.text: nn.Module = towers.text.to(torch.float32)
+        self.logit_scale = scalar(model_cfg.get("init_logit_scale", self.initial_logit_scale))
+        self.tokenizer = tokenizer
+        size = model_cfg["vision_cfg"].get("image_size", 224)
+        self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
+        for key in ("mean", "std"):
+            value = preprocess_cfg.get(key, 0.5)
+            channels = [value] * 3 if isinstance(value, (int, float)) else value
+            buffer = torch.tensor(channels, dtype=torch.float32).view(3, 1, 1)
+            self.register_buffer(key, buffer, persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    @abstractmethod
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Features of preprocessed images, shape (N, D), float32."""
+
+    @abstractmethod
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Features of token ids, shape (N, D), float32."""
+
+    @property
+    @abstractmethod
+    def space(self) -> Space:
+        """How features are compared, made anew from the parameters as they are, so that gradients flow."""
+
+    def loss_inputs(self) -> dict[str, Tensor]:
+        """What a loss takes beside the features, by the name of its argument."""
+        return {"logit_scale": self.logit_scale.exp()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are, and where images and tokens are brought."""
+        return self.mean.device
+
+    def preprocess(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """Bring images to the tower's size, each by itself, and normalize them.
+
+        Parameters
+        ----------
+        images : Tensor, shape (N, 3, H, W), or sequence of Tensor, shape (3, h, w)
+            uint8 in [0, 255], or floating point in [0, 1]. Images of a sequence may differ in size.
+
+        Returns
+        -------
+        Tensor, shape (N, 3, *image_size)
+            float32, on the model's device.
+
+        Raises
+        ------
+        TypeError
+            For another dtype.
+        ValueError
+            For another shape.
+        """
+        if isinstance(images, Tensor):
+            resized = self._fit(images)
+        elif images:
+            resized = torch.cat([self._fit(image[None]) for image in images])
+        else:
+            resized = self.mean.new_empty(0, 3, *self.image_size)
+        return ((resized - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def _fit(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3:
+            shape = tuple(images.shape)
+            raise ValueError(f"images must have shape (N, 3, H, W), or be a list of (3, H, W); got {shape}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise TypeError(
+                f"images must be uint8 in [0, 255] or floating point in [0, 1], got {images.dtype}"
+            )
+        wide = images.to(self.mean)
+        if images.dtype == torch.uint8:
+            wide = wide / 255
+        return fit(wide, self.image_size, self.config["preprocess_cfg"])
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids of ``texts``, shape (N, context_length), on the model's device."""
+        tokens: Tensor = self.tokenizer(list(texts))
+        return tokens.to(self.device)
+
+    def forward(self, images: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """Features of both towers and :meth:`loss_inputs`: open_clip's output dictionary.
+
+        A loss takes it by name: ``loss(**model(images, tokens), output_dict=True)``.
+        """
+        return {
+            "image_features": self.encode_image(images),
+            "text_features": self.encode_text(tokens),
+            **self.loss_inputs(),
+        }
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Put the scalar parameters back into their range; call it after each optimizer step."""
+        self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+
+    @torch.no_grad()
+    def transform_image_features_(self, matrix: Tensor) -> None:
+        """Fold a linear map of the image tower's output into the weights of its last layer.
+
+        Parameters
+        ----------
+        matrix : Tensor, shape (D, D)
+            The tower's output v becomes ``matrix @ v``, before a family normalizes or scales it.
+
+        Raises
+        ------
+        ValueError
+            When the tower does not end in a linear layer to D features.
+        """
+        tower: Any = self.visual
+        matrix = matrix.to(self.device, torch.float64)
+        if isinstance(projection := getattr(tower, "proj", None), nn.Parameter):  # open_clip's ViT: x @ proj
+            projection.copy_(projection.double() @ matrix.mT)
+            return
+        linear = [module for module in tower.modules() if isinstance(module, nn.Linear)]
+        if not linear or linear[-1].out_features != len(matrix):
+            raise ValueError(
+                f"the image tower does not end in a linear layer to {len(matrix)} features, "
+                "so a map of them cannot be folded into it"
+            )
+        linear[-1].weight.copy_(matrix @ linear[-1].weight.double())
+        if linear[-1].bias is not None:
+            linear[-1].bias.copy_(matrix @ linear[-1].bias.double())
+
+
+def scalar(value: float) -> nn.Parameter:
+    """A learned number, float32 whatever torch's default dtype is."""
+    return nn.Parameter(torch.tensor(value, dtype=torch.float32))
+
+
+def _towers(model_cfg: Mapping[str, Any]) -> Any:
+    """open_clip's towers, freshly initialized."""
+    try:
+        return open_clip.CustomTextCLIP(
+            model_cfg["embed_dim"],
+            copy.deepcopy(dict(model_cfg["vision_cfg"])),
+            copy.deepcopy(dict(model_cfg["text_cfg"])),
+            quick_gelu=model_cfg.get("quick_gelu", False),
+        )
+    # Each key is right by itself; what their combination breaks (heads that do not divide a width, a pooling
+    # that a timm model does not have) torch, timm and open_clip say in errors of many types.
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"no towers can be built from this model_cfg: {reason}") from error
+
+
+def _check_tokenizer(tokenizer: Any, towers: Any) -> None:
+    size = getattr(tokenizer, "vocab_size", towers.vocab_size)
+    if size != towers.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {size} tokens and the text tower expects "
+            f"{towers.vocab_size}; set text_cfg.vocab_size to the tokenizer's"
+        )
+    # open_clip would find no such token, and take the first of every text.
+    end = getattr(tokenizer, "eot_token_id", towers.text.eos_id)
+    if towers.text.pool_type == "eos" and end != towers.text.eos_id:
+        raise ValueError(
+            f"text_cfg.eos_id is {towers.text.eos_id} and the tokenizer ends a text with {end}; "
+            "with pool_type 'eos' they must be the same"
+        )

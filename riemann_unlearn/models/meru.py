@@ -1,0 +1,107 @@
+"""MERU: features are tangent vectors of a hyperboloid, compared by geodesic distance.
+
+Encoders return tangent vectors at the origin, not points: points lose their digits with the radius (float32:
+beyond sqrt(c)·|v| of about 8), tangent vectors do not, and every loss and metric of this library starts from
+them. :meth:`MERU.lift` gives the point when one is wanted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from riemann_unlearn.geometry import expmap0
+from riemann_unlearn.models.base import DualEncoder, scalar
+from riemann_unlearn.models.configuration import POSITIVE, Rule
+from riemann_unlearn.registry import register
+from riemann_unlearn.spaces import LorentzTangents
+
+
+@register
+class MERU(DualEncoder):
+    """Contrastive language-image model on the hyperboloid (Desai et al. 2023, arXiv 2304.09172).
+
+    A feature v stands for the point ``expmap0(v)`` of the Lorentz model of curvature -c, and
+    s(i, t) = -d(i, t). Three scalars are learned beside the towers: the curvature magnitude c, kept in
+    [c₀/10, 10·c₀], and one scale for each modality, exp(α) ≤ 1, started at D^(-1/2) so that the
+    embeddings start near the origin.
+
+    Parameters
+    ----------
+    model_cfg, tokenizer, preprocess_cfg
+        As for :class:`DualEncoder`; ``model_cfg["curvature_init"]`` sets c₀ (1 by default).
+    space_cfg : mapping, optional
+        ``min_radius`` is the K of the entailment cones, 0.1 by default.
+
+    Examples
+    --------
+    >>> import riemann_unlearn as ru
+    >>> model = ru.load("meru-emoji")
+    >>> v = model.encode_text(model.tokenize(["red apple", "fruit"]))   # tangent at the origin
+    >>> x = model.lift(v)                                               # points, space components
+    >>> v.shape == x.shape
+    True
+    >>> model.space.min_radius
+    0.1
+    """
+
+    name = "MERU"
+    model_rules: ClassVar[Mapping[str, Rule]] = {"curvature_init": POSITIVE}
+    space_defaults: ClassVar[Mapping[str, float]] = {"min_radius": 0.1}
+
+    def __init__(
+        self,
+        model_cfg: Mapping[str, Any],
+        tokenizer: Any,
+        preprocess_cfg: Mapping[str, Any] | None = None,
+        space_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(model_cfg, tokenizer, preprocess_cfg, space_cfg)
+        curvature = float(model_cfg.get("curvature_init", 1.0))
+        self.log_curvature = scalar(math.log(curvature))
+        self._log_curvature_range = (math.log(curvature / 10), math.log(curvature * 10))
+        scale = -0.5 * math.log(model_cfg["embed_dim"])
+        self.image_log_scale = scalar(scale)
+        self.text_log_scale = scalar(scale)
+
+    @property
+    def curvature(self) -> Tensor:
+        """Curvature magnitude c; the space has sectional curvature -c."""
+        return self.log_curvature.exp()
+
+    @property
+    def space(self) -> LorentzTangents:
+        """Tangent vectors at the origin, with c, τ and K."""
+        return LorentzTangents(
+            c=self.curvature, scale=self.logit_scale.exp(), min_radius=self.config["space"]["min_radius"]
+        )
+
+    def loss_inputs(self) -> dict[str, Tensor]:
+        """τ and c."""
+        return {**super().loss_inputs(), "c": self.curvature}
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Tangent vectors at the origin, shape (N, D), float32."""
+        features: Tensor = self.visual(images).float() * self.image_log_scale.exp()
+        return features
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Tangent vectors at the origin, shape (N, D), float32."""
+        features: Tensor = self.text(tokens).float() * self.text_log_scale.exp()
+        return features
+
+    def lift(self, features: Tensor) -> Tensor:
+        """Space components of the points that tangent ``features`` stand for, in float32."""
+        return expmap0(features.float(), self.curvature)
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Keep τ ≤ 100, c in [c₀/10, 10·c₀] and both feature scales ≤ 1."""
+        super().clamp_()
+        self.log_curvature.clamp_(*self._log_curvature_range)
+        self.image_log_scale.clamp_(max=0.0)
+        self.text_log_scale.clamp_(max=0.0)

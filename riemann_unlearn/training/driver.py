@@ -1,0 +1,284 @@
+"""The loop that training, unlearning, relearning and the index have in common.
+
+A step draws a batch, moves it to the device, asks for the loss's terms, descends their sum, and tells the
+callbacks. What a batch is, whose loss it is and what is done with the figures is not known here::
+
+    driver = Driver(batches, objective, optimizer, parameters=weights, steps=100, callbacks=[History()])
+    driver.run()
+
+A step either is taken whole or is not taken at all, as far as a checkpoint can tell: one that is cut short
+before the optimizer moved gives its random draws back, and one that is cut short while the optimizer moves
+leaves :attr:`Driver.whole` False, so that nothing is saved of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from riemann_unlearn.training.schedules import constant
+
+PRECISIONS: Mapping[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
+"""What the objective may be computed in, with the dtype of autocast."""
+
+
+class Diverged(RuntimeError):
+    """The loss stopped being finite; the message says when, by which term, and what mends it."""
+
+
+class Batches(Protocol):
+    """Where batches come from, with all that chance has to do with it."""
+
+    def draw(self, number: int) -> Any:
+        """The batch of a step, the first being number 0; moved to the device by its ``to``, if it has one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides the next draws."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state."""
+
+
+class Callback:
+    """Something that is told what a driver does; override what you want to hear of.
+
+    A callback may add figures to a step's record, which is what the history keeps. One that carries
+    something from step to step returns it as its state, and is given it back when a run is resumed.
+
+    Examples
+    --------
+    >>> class Printer(Callback):
+    ...     def stepped(self, driver, record):
+    ...         print(record["step"], round(record["loss"], 3))
+    """
+
+    def started(self, driver: Driver) -> None:
+        """The first step is about to be taken; of a resumed run, the first one that is left."""
+
+    def updating(self, driver: Driver) -> None:
+        """Gradients are there and the optimizer has not moved yet."""
+
+    def updated(self, driver: Driver) -> None:
+        """The optimizer has moved: the place to put parameters back into their range."""
+
+    def stepped(self, driver: Driver, record: dict[str, Any]) -> None:
+        """A step was taken; ``record`` has its number, its loss and its terms, and takes more figures."""
+
+    def closed(self, driver: Driver) -> None:
+        """No more steps: at the end, on an interruption and on an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the callback, in plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
+
+
+class Driver:
+    """Takes optimizer steps on batches.
+
+    Parameters
+    ----------
+    batches : Batches
+    objective : callable
+        The weighted terms of the loss of a batch, by name; their sum is descended.
+    optimizer : Optimizer
+        Its groups' learning rates are those that ``schedule`` multiplies.
+    parameters : sequence of Tensor
+        What gradients are computed of and clipped over, in this order.
+    steps : int
+        How many to take in all.
+    schedule : callable
+        What the learning rates are multiplied with at a step, the first being 0.
+    gradient_clip : float, optional
+        Largest norm of all gradients together.
+    precision : str
+        "float32", or "bfloat16" to compute the objective under autocast.
+    device : torch.device, optional
+        Where batches are moved; None leaves them where they are.
+    callbacks : sequence of Callback
+        Told of everything in this order.
+
+    Attributes
+    ----------
+    step : int
+        Steps taken so far.
+    batch : object
+        The batch of the step that is being taken, on the device.
+    whole : bool
+        Whether the parameters are those after ``step`` steps.
+
+    Raises
+    ------
+    ValueError
+        For a precision that does not exist.
+
+    Examples
+    --------
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.tensor(4.0))
+    >>> class Nothing:
+    ...     def draw(self, number): return number
+    ...     def state_dict(self): return {}
+    ...     def load_state_dict(self, state): pass
+    >>> optimizer = torch.optim.SGD([weight], lr=0.25)
+    >>> driver = Driver(Nothing(), lambda _: {"square_loss": weight.square()}, optimizer,
+    ...                 parameters=[weight], steps=2)
+    >>> driver.run()
+    >>> driver.step, weight.item()
+    (2, 1.0)
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        objective: Callable[[Any], Mapping[str, Tensor]],
+        optimizer: torch.optim.Optimizer,
+        *,
+        parameters: Sequence[Tensor],
+        steps: int,
+        schedule: Callable[[int], float] = constant,
+        gradient_clip: float | None = None,
+        precision: str = "float32",
+        device: torch.device | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        self.batches, self.objective, self.optimizer = batches, objective, optimizer
+        self.parameters, self.steps, self.schedule = list(parameters), steps, schedule
+        self.gradient_clip, self.device = gradient_clip, device
+        self.callbacks = list(callbacks)
+        self.step = 0
+        self.batch: Any = None
+        self.whole = True
+        self._dtype = PRECISIONS[precision]
+        # Read before a checkpoint is: that has the rates as the schedule left them.
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+
+    def run(self) -> None:
+        """Take the steps that are left.
+
+        Raises
+        ------
+        Diverged
+            When the loss stops being finite. The parameters are those of the last good step.
+        """
+        with contextlib.ExitStack() as closing:
+            for callback in self.callbacks:
+                callback.started(self)
+                closing.callback(callback.closed, self)
+            while self.step < self.steps:
+                self._take_step()
+
+    def _take_step(self) -> None:
+        drawn_from = self.batches.state_dict()
+        try:
+            record = self._descend()
+        except BaseException:
+            self.batches.load_state_dict(drawn_from)  # the step was not taken
+            self.batch = None
+            raise
+        self.whole = False
+        for callback in self.callbacks:
+            callback.updating(self)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self.schedule(self.step)
+        self.optimizer.step()
+        for callback in self.callbacks:
+            callback.updated(self)
+        self.step += 1
+        self.whole = True
+        for callback in self.callbacks:
+            callback.stepped(self, record)
+        self.batch = None  # the graph that its features hold goes before the next one is made
+
+    def _descend(self) -> dict[str, Any]:
+        """Put the gradients of the next batch's loss in place, and say what it was."""
+        batch = self.batches.draw(self.step)
+        self.batch = batch.to(self.device) if self.device is not None and hasattr(batch, "to") else batch
+        with self._autocast():
+            terms = self.objective(self.batch)
+        loss = torch.stack(list(terms.values())).sum()
+        # One question to the device for all figures.
+        value, *values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())]).tolist()
+        if not math.isfinite(value):
+            worst = [name for name, figure in zip(terms, values, strict=True) if not math.isfinite(figure)]
+            raise Diverged(
+                f"the loss became {value} at step {self.step + 1} ({', '.join(worst) or 'its sum'}); "
+                "a smaller learning_rate, or smaller weights of the loss's terms, usually mends it"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        # Of these parameters alone: others keep their .grad, and cost nothing.
+        loss.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
+        if self.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
+        return {"step": self.step + 1, "loss": value, **dict(zip(terms, values, strict=True))}
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self._dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.parameters[0].device.type, dtype=self._dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides the steps that are left, but for the parameters themselves."""
+        return {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "batches": self.batches.state_dict(),
+            "callbacks": {name: callback.state_dict() for name, callback in self._named()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to where :meth:`state_dict` was called."""
+        self.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.batches.load_state_dict(state["batches"])
+        for name, callback in self._named():
+            # A callback that was added since has nothing to go on from.
+            if saved := state["callbacks"].get(name):
+                callback.load_state_dict(saved)
+
+    def _named(self) -> list[tuple[str, Callback]]:
+        """Each callback with its class's name and, of several of a class, its number."""
+        names = [type(callback).__name__ for callback in self.callbacks]
+        return [
+            (f"{name} {names[:i].count(name)}", callback)
+            for i, (name, callback) in enumerate(zip(names, self.callbacks, strict=True))
+        ]
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """A device that can be computed on.
+
+    Raises
+    ------
+    ValueError
+        For something that names no device, or one that is not there.
+
+    Examples
+    --------
+    >>> as_device("cpu")
+    device(type='cpu')
+    >>> as_device("toaster")
+    Traceback (most recent call last):
+    ...
+    ValueError: cannot compute on device 'toaster': expected one such as cpu, cuda or cuda:1
+    """
+    try:
+        known = torch.device(device)
+    except RuntimeError:
+        raise ValueError(
+            f"cannot compute on device {str(device)!r}: expected one such as cpu, cuda or cuda:1"
+        ) from None
+    try:
+        torch.empty(0, device=known)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without it asserts
+        raise ValueError(f"cannot compute on device {str(device)!r}: {str(error).splitlines()[0]}") from None
+    return known

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from riemann_unlearn import models, spaces
+from riemann_unlearn.geometry import tangent
+from riemann_unlearn.models import CLIP, FAMILIES, MERU, DualEncoder, SigLIP
+from riemann_unlearn.registry import register
+from tests.conftest import make_model, model_config
+
+TEXTS = ["red apple", "owl", "banana"]
+
+
+def images() -> Tensor:
+    return torch.randint(0, 256, (4, 3, 20, 20), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def config_of(architecture: str, **model_cfg: Any) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(json.dumps(model_config(architecture)))
+    config["model_cfg"].update(model_cfg)
+    return config
+
+
+def output(model: DualEncoder) -> dict[str, Tensor]:
+    result: dict[str, Tensor] = model(model.preprocess(images()[:3]), model.tokenize(TEXTS))
+    return result
+
+
+@pytest.fixture(params=["MERU", "CLIP", "SigLIP"])
+def family(request: pytest.FixtureRequest) -> DualEncoder:
+    return make_model(request.param)
+
+
+def test_the_output_is_open_clips_dictionary(family: DualEncoder) -> None:
+    out = output(family)
+    own = {"MERU": {"c"}, "SigLIP": {"logit_bias"}, "CLIP": set()}[family.name]
+    assert set(out) == {"image_features", "text_features", "logit_scale"} | own
+    assert out["image_features"].shape == out["text_features"].shape == (3, 16)
+    assert out["logit_scale"].item() == pytest.approx(10 if family.name == "SigLIP" else 1 / 0.07)
+    assert family.space.pairwise(out["image_features"], out["text_features"]).shape == (3, 3)
+
+
+def test_the_families_are_registered_and_make_their_own() -> None:
+    assert {"CLIP", "MERU", "SigLIP"} <= set(FAMILIES)
+    assert all(issubclass(FAMILIES[name], DualEncoder) for name in FAMILIES)
+    with pytest.raises(ValueError, match=r"no architecture 'SigLP'; did you mean 'SigLIP'\?"):
+        models.create_model(config_of("SigLP"))
+
+
+def test_the_space_is_made_of_the_parameters_as_they_are(family: DualEncoder) -> None:
+    kind = {"MERU": spaces.LorentzTangents, "CLIP": spaces.Cosine, "SigLIP": spaces.Sigmoid}[family.name]
+    assert type(family.space) is kind
+    with torch.no_grad():
+        family.logit_scale.fill_(2.0)
+    assert torch.equal(torch.as_tensor(family.space.scale), torch.tensor(2.0).exp())
+    out = output(family)
+    family.space.logits(out["image_features"], out["text_features"]).square().sum().backward()
+    for name, parameter in family.named_parameters():
+        if parameter.ndim == 0:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs() > 0, name
+
+
+def test_clip_compares_unit_vectors() -> None:
+    model = make_model("CLIP")
+    features = model.encode_text(model.tokenize(TEXTS))
+    assert torch.allclose(features.norm(dim=-1), torch.ones(3))
+    assert torch.allclose(model.space.pairwise(features, features).diagonal(), torch.ones(3))
+
+
+def test_meru_compares_by_negative_distance_of_tangent_vectors(meru: MERU) -> None:
+    v = meru.encode_text(meru.tokenize(TEXTS))
+    i = meru.encode_image(meru.preprocess(images()))
+    want = -tangent.dist(i[:, None], v[None], meru.curvature)
+    assert torch.allclose(meru.space.pairwise(i, v), want, atol=1e-4)
+    assert meru.lift(v).shape == v.shape
+    assert torch.allclose(torch.asinh(meru.lift(v).norm(dim=-1)), v.norm(dim=-1), atol=1e-6)
+
+
+def test_meru_starts_near_the_origin_and_keeps_its_scalars_in_range(meru: MERU) -> None:
+    assert meru.image_log_scale.exp().item() == pytest.approx(16**-0.5)
+    with torch.no_grad():
+        for scalar in (meru.logit_scale, meru.log_curvature, meru.image_log_scale, meru.text_log_scale):
+            scalar.fill_(50.0)
+    meru.clamp_()
+    assert meru.logit_scale.exp().item() == pytest.approx(100)
+    assert meru.curvature.item() == pytest.approx(10)
+    assert meru.image_log_scale.item() == meru.text_log_scale.item() == 0.0
+    with torch.no_grad():
+        meru.log_curvature.fill_(-50.0)
+    meru.clamp_()
+    assert meru.curvature.item() == pytest.approx(0.1)
+
+
+@settings(max_examples=5, deadline=None)
+@given(min_radius=st.floats(0.01, 2.0), curvature=st.floats(0.1, 10.0))
+def test_cones_have_the_k_of_the_configuration(
+    tmp_path_factory: pytest.TempPathFactory, min_radius: float, curvature: float
+) -> None:
+    config = config_of("MERU", curvature_init=curvature) | {"space": {"min_radius": min_radius}}
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("k") / "model.safetensors"
+    models.save_model(models.create_model(config), path)
+    model = models.load(path)
+    assert model.space.min_radius == min_radius
+    broad, narrow = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1)).unbind()
+    c = torch.tensor(curvature)
+    want = tangent.exterior_angle(broad, narrow, c) - tangent.half_aperture(broad, c, min_radius)
+    assert torch.allclose(model.space.cones(broad, narrow).outside.double(), want.double(), atol=1e-5)
+
+
+def test_a_configuration_without_a_space_has_the_k_of_the_paper(meru: MERU) -> None:
+    assert meru.config["space"] == {"min_radius": 0.1}
+    assert meru.space.min_radius == 0.1
+    with pytest.raises(ValueError, match=r"space\.min_radius must be a positive finite number, got 0"):
+        models.create_model(config_of("MERU") | {"space": {"min_radius": 0}})
+    with pytest.raises(ValueError, match="the space of CLIP takes no 'min_radius'"):
+        models.create_model(config_of("CLIP") | {"space": {"min_radius": 0.1}})
+
+
+def test_siglip_is_open_clips(meru: MERU) -> None:
+    config = config_of("SigLIP", init_logit_bias=-7.5, init_logit_scale=2.0)["model_cfg"]
+    model = models.create_model({"architecture": "SigLIP", "model_cfg": config}).eval()
+    assert isinstance(model, SigLIP)
+    theirs = open_clip.CustomTextCLIP(
+        config["embed_dim"],
+        config["vision_cfg"],
+        {k: v for k, v in config["text_cfg"].items()},
+        init_logit_bias=config["init_logit_bias"],
+        init_logit_scale=config["init_logit_scale"],
+        output_dict=True,
+    ).eval()
+    # open_clip's names are ours, so its weights fit.
+    theirs.load_state_dict(model.state_dict())
+    assert theirs.logit_scale.item() == 2.0
+    pixels, tokens = model.preprocess(images()[:3]), model.tokenize(TEXTS)
+    out, want = model(pixels, tokens), theirs(pixels, tokens)
+    assert set(out) == set(want)
+    for key in out:
+        assert torch.allclose(out[key], want[key], atol=1e-6), key
+    logits = model.space.logits(out["image_features"], out["text_features"])
+    assert torch.allclose(logits, theirs.get_logits(pixels, tokens)[0], atol=1e-5)
+    # and so are the losses
+    mine = model.space.statistics(out["image_features"], out["text_features"])
+    loss = ((mine.rows + mine.columns) / 2 - model.space.matched_logits(*list(out.values())[:2])).mean()
+    assert torch.allclose(loss, open_clip.loss.SigLipLoss()(**want), atol=1e-5)
+
+
+@pytest.fixture
+def spherical() -> Iterator[type[DualEncoder]]:
+    @register
+    class Spherical(DualEncoder):
+        name = "Spherical"
+
+        def encode_image(self, images: Tensor) -> Tensor:
+            return F.normalize(self.visual(images).float(), dim=-1)
+
+        def encode_text(self, tokens: Tensor) -> Tensor:
+            return F.normalize(self.text(tokens).float(), dim=-1)
+
+        @property
+        def space(self) -> spaces.Space:
+            return spaces.Cosine(scale=self.logit_scale.exp())
+
+    yield Spherical
+    del FAMILIES._entries["Spherical"]
+
+
+def test_a_third_partys_family_is_one_class(spherical: type[DualEncoder], tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model = models.create_model(config_of("Spherical")).eval()
+    assert type(model) is spherical
+    assert set(output(model)) == {"image_features", "text_features", "logit_scale"}
+    models.save_model(model, tmp_path / "model.safetensors")
+    assert type(models.load(tmp_path)) is spherical
+
+
+def test_autocast_leaves_features_in_float32(family: DualEncoder) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = output(family)
+    assert out["image_features"].dtype == out["text_features"].dtype == torch.float32
+
+
+def test_parameters_are_float32_whatever_the_default_dtype_is(family: DualEncoder) -> None:
+    want = output(family)
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = models.create_model(family.config)
+        assert {p.dtype for p in other.parameters()} == {torch.float32}
+        other.load_state_dict(family.state_dict())
+        out = output(other.eval())
+        double = family.encode_image(family.preprocess(torch.rand(2, 3, 16, 16)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert double.dtype == torch.float32
+    for key, value in want.items():
+        assert out[key].dtype == torch.float32, key
+        assert torch.equal(out[key], value), key
+
+
+def test_the_configuration_is_the_models_own() -> None:
+    config = config_of("MERU")
+    before: Mapping[str, Any] = copy.deepcopy(config)
+    model = models.create_model(config)
+    config["model_cfg"]["vision_cfg"]["layers"] = 99
+    assert model.config["model_cfg"] == before["model_cfg"]
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(meru: MERU) -> None:
+    config = dict(meru.config["model_cfg"])
+    text = {**config["text_cfg"], "vocab_size": 100}
+    with pytest.raises(ValueError, match="the tokenizer has 6870 tokens and the text tower expects 100"):
+        CLIP({**config, "text_cfg": text}, meru.tokenizer)
+    text = {**config["text_cfg"], "pool_type": "eos"}
+    with pytest.raises(ValueError, match=r"eos_id is 2 and the tokenizer ends a text with 6869"):
+        CLIP({**config, "text_cfg": text}, meru.tokenizer)
+    CLIP({**config, "text_cfg": {**text, "eos_id": 6869}}, meru.tokenizer)
+
+
+def test_a_map_of_image_features_is_folded_into_the_tower(family: DualEncoder) -> None:
+    matrix = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    pixels = family.preprocess(images())
+    before = family.visual(pixels)
+    family.transform_image_features_(matrix)
+    assert torch.allclose(family.visual(pixels), before @ matrix.mT, atol=1e-4)
+    family.visual = torch.nn.Identity()
+    with pytest.raises(ValueError, match="does not end in a linear layer to 16 features"):
+        family.transform_image_features_(matrix)
