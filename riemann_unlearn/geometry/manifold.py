@@ -40,7 +40,7 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
     Raises
     ------
     ValueError
-        When the number ``k`` is not positive.
+        When ``k`` is not positive; also in a method, when an optimizer has led a learnable ``k`` there.
 
     Notes
     -----
@@ -62,7 +62,7 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
     reversible = True  # retr is the exponential map, and transport goes along its geodesic
 
     def __init__(self, k: float | Tensor = 1.0, learnable: bool = False) -> None:
-        if not isinstance(k, Tensor) and not k > 0:
+        if not (k.is_meta or bool((k > 0).all()) if isinstance(k, Tensor) else k > 0):
             raise ValueError(f"k must be positive (the curvature is -1/k), got {k}")
         super().__init__(k, learnable)
 
@@ -224,8 +224,25 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
 
     def _wide_c(self, x: Tensor) -> Tensor:
         """1/k, at the precision and on the device of the computation, a scalar."""
+        if self._parameters.get("k") is not None:
+            self._check_positive()
         k = working(self.k.to(x.device))
         return 1 / (k.reshape(()) if k.numel() == 1 else k)
+
+    def _check_positive(self) -> None:
+        """Refuse a learnable k that an optimizer has led out of range, before every point becomes NaN.
+
+        Only where a look at it costs nothing and is possible: not on a GPU, which would be waited for, not in
+        a graph that is being traced, and not where a transform of ``torch.func`` stands in for the parameter.
+        """
+        k = self.k
+        if torch.compiler.is_compiling() or k.device.type != "cpu" or type(k) is not torch.nn.Parameter:
+            return
+        if not bool((k > 0).all()):
+            raise ValueError(
+                f"the manifold's k has become {k.tolist()}, and must be positive (the curvature is -1/k). "
+                "Keep it in bounds with riemann_unlearn.optim.curvature_group(manifold, lr=...), or clamp it"
+            )
 
     def _tangent(self, x: Tensor, u: Tensor, dim: int) -> Tensor:
         """Ambient tangent vectors at ambient points from their space components."""
