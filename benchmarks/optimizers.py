@@ -39,7 +39,7 @@ import riemann_unlearn as ru
 from benchmarks import wordnet
 from riemann_unlearn.data import load as load_data
 from riemann_unlearn.data.captions import name_caption
-from riemann_unlearn.evaluation.encoding import encode_images, encode_texts
+from riemann_unlearn.evaluation.features import encode_images, encode_texts
 from riemann_unlearn.io import atomic_write
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)

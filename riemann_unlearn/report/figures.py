@@ -40,8 +40,8 @@ _STYLE = {
 }
 _MOST_POINTS = 300
 """Of a curve, about one for two pixels; more make the page heavy and the curve no clearer."""
+_REFERENCE = re.compile(r'(?<=url)\(#[^)"]+\)|(?<=href=")#[^"]+')
 _NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that neither XML nor UTF-8 can hold; names come from anyone's data."""
 
 
 @contextmanager
@@ -76,7 +76,8 @@ def figure_svg(figure: Figure, name: str, title: str, description: str) -> str:
     buffer = io.StringIO()
     # Without the date, which would make every page another.
     figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
-    root = ElementTree.fromstring(_NO_XML.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue()))
+    root = ElementTree.fromstring(legible(buffer.getvalue()))
+    used = {reference.strip("#()") for reference in _REFERENCE.findall(buffer.getvalue())}
     for parent in root.iter():
         for child in list(parent):
             # Its style sheet would hold for the whole page, which has one of its own.
@@ -85,11 +86,10 @@ def figure_svg(figure: Figure, name: str, title: str, description: str) -> str:
     for element in root.iter():
         element.tag = _local(element.tag)
         element.attrib = {_local(key): _inline(value, name) for key, value in element.attrib.items()}
-        # Of the many identifiers only those of shapes to be used again are ever referred to.
-        if element.tag == "g":
-            element.attrib.pop("id", None)
-        elif "id" in element.attrib:
-            element.attrib["id"] = f"{name}-{element.attrib['id']}"
+        # Most identifiers are not referred to, and some of those are not even unique.
+        own = element.attrib.pop("id", None)
+        if own in used:
+            element.attrib["id"] = f"{name}-{own}"
     width, height = map(float, root.attrib["viewBox"].split()[2:])
     root.attrib = {
         "viewBox": root.attrib["viewBox"],
@@ -102,9 +102,14 @@ def figure_svg(figure: Figure, name: str, title: str, description: str) -> str:
     }
     for tag, text in (("desc", description), ("title", title)):
         child = ElementTree.Element(tag, {"id": f"{name}-{tag}"})
-        child.text = _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+        child.text = legible(text)
         root.insert(0, child)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def legible(text: str) -> str:
+    """``text`` without the characters that XML cannot hold, or fonts: names come from anyone's data."""
+    return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _local(name: str) -> str:

@@ -39,7 +39,6 @@ class Asked:
 
     name: str
     table: Table
-    reading: str
     on: str
     """The images it was measured on."""
     measure: Measure | None
