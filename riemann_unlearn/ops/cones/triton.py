@@ -12,46 +12,49 @@ overflows: with e = e^-r, s = 1 - e and a = 1 - e², text 1 and image 2, and w =
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from riemann_unlearn.ops.launch import UNFUSED
+
 WIDEST = 1024
 """Of a vector, the most numbers that a program holds at a time."""
-
-UNFUSED: dict[str, Any] = {"enable_fp_fusion": False}
-"""An option of kernels that take differences: with x·a - y·b made one operation, equal rows would differ."""
 
 
 def forward(text: Tensor, image: Tensor, c: Tensor, min_radius: float) -> tuple[Tensor, ...]:
     """How far images lie outside; radii of texts and images; |u1 - u2|²; lengths of texts and images."""
     text, image = text.contiguous(), image.contiguous()
-    found = tuple(text.new_empty(len(text), dtype=torch.float64) for _ in range(6))
+    outputs = tuple(text.new_empty(len(text), dtype=torch.float64) for _ in range(6))
     if len(text):
         _measure[(len(text),)](
-            text, image, c.double().sqrt().reshape(1), *found, text.shape[1],
+            text, image, c.double().sqrt().reshape(1), *outputs, text.shape[1],
             K=2 * min_radius, BLOCK=_block(text), **UNFUSED,
         )  # fmt: skip
-    return found
+    return outputs
 
 
 def backward(
-    text: Tensor, image: Tensor, c: Tensor, min_radius: float, found: Sequence[Tensor], of: Sequence[Tensor]
+    text: Tensor,
+    image: Tensor,
+    c: Tensor,
+    min_radius: float,
+    saved: Sequence[Tensor],
+    grads: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of texts, of images, and of √c, from those of the first three that :func:`forward` gives."""
     text, image = text.contiguous(), image.contiguous()
     out, out_image = torch.empty_like(text), torch.empty_like(image)
-    of_root = text.new_empty(len(text), dtype=torch.float64)
+    grad_root = text.new_empty(len(text), dtype=torch.float64)
     if len(text):
-        of = [gradient.contiguous() for gradient in of]
+        grads = [gradient.contiguous() for gradient in grads]
         _step[(len(text),)](
-            text, image, c.double().sqrt().reshape(1), *found, *of, out, out_image, of_root, text.shape[1],
-            K=2 * min_radius, BLOCK=_block(text), **UNFUSED,
+            text, image, c.double().sqrt().reshape(1), *saved, *grads, out, out_image, grad_root,
+            text.shape[1], K=2 * min_radius, BLOCK=_block(text), **UNFUSED,
         )  # fmt: skip
-    return out, out_image, of_root.sum()
+    return out, out_image, grad_root.sum()
 
 
 def _block(x: Tensor) -> int:
@@ -180,25 +183,25 @@ def _measure(
 
 @triton.jit
 def _step(
-    text, image, root, angles, n_text, n_image, of_outsides, of_r_text, of_r_image, out, out_image, of_root,
-    columns, K: tl.constexpr, BLOCK: tl.constexpr,
+    text, image, root, angles, n_text, n_image, grad_outsides, grad_r_text, grad_r_image,
+    out, out_image, grad_root, columns, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One pair's gradients."""
     row = tl.program_id(0).to(tl.int64)
     angle, n1, n2 = tl.load(angles + row), tl.load(n_text + row), tl.load(n_image + row)
-    of_outside, of_r1 = tl.load(of_outsides + row), tl.load(of_r_text + row)
-    of_r2, scale = tl.load(of_r_image + row), tl.load(root)
+    grad_outside, grad_r1 = tl.load(grad_outsides + row), tl.load(grad_r_text + row)
+    grad_r2, scale = tl.load(grad_r_image + row), tl.load(root)
     across, along = exterior(n1, n2, angle, scale)
     by_text, by_image, by_angle = turn(n1, n2, angle, scale, across, along)
     _, slope = aperture(n1, scale, K)
-    of_r1 += of_outside * (by_text - slope)
-    of_r2 += of_outside * by_image
-    tl.store(of_root + row, of_r1 * n1 + of_r2 * n2)
+    grad_r1 += grad_outside * (by_text - slope)
+    grad_r2 += grad_outside * by_image
+    tl.store(grad_root + row, grad_r1 * n1 + grad_r2 * n2)
     inverse1, inverse2 = inverse(n1), inverse(n2)
-    of_angle = of_outside * by_angle
-    away1, away2 = of_angle * inverse1, of_angle * inverse2
-    outward1 = (scale * of_r1 - of_angle * angle / 2 * inverse1) * inverse1
-    outward2 = (scale * of_r2 - of_angle * angle / 2 * inverse2) * inverse2
+    grad_angle = grad_outside * by_angle
+    away1, away2 = grad_angle * inverse1, grad_angle * inverse2
+    outward1 = (scale * grad_r1 - grad_angle * angle / 2 * inverse1) * inverse1
+    outward2 = (scale * grad_r2 - grad_angle * angle / 2 * inverse2) * inverse2
     for start in range(0, columns, BLOCK):
         j = start + tl.arange(0, BLOCK)
         x = tl.load(text + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)

@@ -13,10 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from riemann_unlearn.ops.cones_triton import UNFUSED
-from riemann_unlearn.ops.contrastive_triton import launch
+from riemann_unlearn.ops.launch import UNFUSED, launch
 from riemann_unlearn.ops.polar import Side
-from riemann_unlearn.ops.topk_triton import (
+from riemann_unlearn.ops.topk.triton import (
     TILES,
     apart,
     apart_tile,
