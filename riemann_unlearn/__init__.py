@@ -22,13 +22,16 @@ if TYPE_CHECKING:
         ops,
         optim,
         report,
+        spaces,
         testing,
         training,
         unlearning,
     )
-    from riemann_unlearn.evaluation import evaluate
+    from riemann_unlearn.data import list_datasets
+    from riemann_unlearn.evaluation import evaluate, list_measures
     from riemann_unlearn.geometry import Lorentz
     from riemann_unlearn.models import list_models, load
+    from riemann_unlearn.registry import register
     from riemann_unlearn.unlearning import list_methods, unlearn
 
 __all__ = [
@@ -39,6 +42,8 @@ __all__ = [
     "evaluate",
     "evaluation",
     "geometry",
+    "list_datasets",
+    "list_measures",
     "list_methods",
     "list_models",
     "load",
@@ -46,7 +51,9 @@ __all__ = [
     "models",
     "ops",
     "optim",
+    "register",
     "report",
+    "spaces",
     "testing",
     "training",
     "unlearn",
@@ -56,9 +63,12 @@ __all__ = [
 _HOME = {
     "Lorentz": "geometry",
     "evaluate": "evaluation",
+    "list_datasets": "data",
+    "list_measures": "evaluation",
     "list_methods": "unlearning",
     "list_models": "models",
     "load": "models",
+    "register": "registry",
     "unlearn": "unlearning",
 }
 

@@ -371,6 +371,14 @@ class EvaluateConfig(Config):
     oracle: str | None = field(
         default=None, metadata=about("model trained without the forgotten, for a full audit", metavar="MODEL")
     )
+    measures: Sequence[str] | None = field(
+        default=None,
+        metadata=about(
+            "ask only this, in place of what the audit asks by itself; see 'riemann-unlearn list measures'",
+            metavar="NAME",
+            flag="--measure",
+        ),
+    )
     seed: int = field(default=0, metadata=about("of a full audit", low=0, high=SEED_LIMIT, metavar="N"))
     device: str = field(default="cpu", metadata=about("where to compute, such as cuda", metavar="DEVICE"))
 

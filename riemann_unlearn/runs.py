@@ -192,11 +192,6 @@ class RunDirectory:
             raise ValueError(_damaged(path, f"it does not fit this run: {_first_line(error)}")) from error
         return True
 
-    def peek(self, part: str) -> Any:
-        """The state of one part in the checkpoint; None without a checkpoint, or if it has no such part."""
-        path = self.folder / CHECKPOINT_NAME
-        return _read_checkpoint(path).get(part) if path.is_file() else None
-
     def finish(self) -> None:
         """Take away what only a running run needs; call it when all results are written."""
         (self.folder / CHECKPOINT_NAME).unlink(missing_ok=True)

@@ -1,17 +1,29 @@
 from __future__ import annotations
 
+import argparse
+import errno
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import torch
 
-from riemann_unlearn import cli, models
-from riemann_unlearn.cli import main
+from riemann_unlearn import config, models
+from riemann_unlearn._version import __version__
+from riemann_unlearn.cli import listing, main
+from riemann_unlearn.cli.commands import given
+from riemann_unlearn.cli.parser import add_options
+from riemann_unlearn.training.driver import Diverged
 from tests.conftest import make_model, model_config
 
 FAST = ["--set", "steps=2", "--set", "learning_rate=1e-3"]
@@ -44,14 +56,13 @@ def test_run_writes_a_run_directory_and_a_table(
         "report.html",
     }
     assert json.loads((folder / "metrics.json").read_text())["forget"] == ["food-fruit"]
-    # A finished run is a model, and remembers what it forgot.
-    data = json.loads((folder / "metrics.json").read_text())["data"]
-    assert main(["evaluate", "--model", str(folder), "--data", data, "--json"]) == 0
+    # A finished run is a model, and remembers what it forgot, and of which data.
+    assert main(["evaluate", "--model", str(folder), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["forgotten"] == ["food-fruit"]
     after = json.loads((folder / "metrics.json").read_text())["after"]
     assert report["retain"] == after["retain"]
-    assert main(["evaluate", "--model", str(folder), "--data", data, "--forget", "owl"]) == 0
+    assert main(["evaluate", "--model", str(folder), "--forget", "owl"]) == 0
     assert "forget means owl" in capsys.readouterr().out
     # Its report can be written again, and drawn.
     page = (folder / "report.html").read_bytes()
@@ -61,6 +72,12 @@ def test_run_writes_a_run_directory_and_a_table(
     assert (tmp_path / "run.png").stat().st_size > 10_000
     assert main(["report", str(tmp_path)]) == 2
     assert "holds no finished run" in capsys.readouterr().err
+    (folder / "metrics.json").write_text("{")
+    assert main(["evaluate", "--model", str(folder)]) == 2
+    assert f"{folder / 'metrics.json'} is not valid JSON" in capsys.readouterr().err
+    (folder / "metrics.json").write_text("[]")
+    assert main(["evaluate", "--model", str(folder)]) == 2
+    assert "must hold a JSON object" in capsys.readouterr().err
 
 
 def test_run_prints_json_and_makes_its_own_folder(
@@ -74,7 +91,7 @@ def test_run_prints_json_and_makes_its_own_folder(
         assert metrics["forget"] == ["owl", "food-fruit"]
         assert metrics["settings"]["learning_rate"] == 1e-3
     made = sorted(p.name for p in (tmp_path / "runs").iterdir())
-    assert made == ["tilt-owl-food-fruit-seed4", "tilt-owl-food-fruit-seed4-2"]
+    assert made == ["tilt-tiny-owl+food-fruit-seed4", "tilt-tiny-owl+food-fruit-seed4-2"]
 
 
 def test_flags_override_the_configuration_file(
@@ -86,9 +103,6 @@ def test_flags_override_the_configuration_file(
     metrics = json.loads(capsys.readouterr().out)
     assert (metrics["forget"], metrics["seed"], metrics["steps"]) == (["owl"], 8, 2)
     assert metrics["settings"]["alpha"] == 2
-    path.write_text("forget: [")
-    assert main([*run, "--config", str(path)]) == 2
-    assert "is not valid YAML" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -100,16 +114,25 @@ def test_flags_override_the_configuration_file(
         (["--method", "amnesia"], "no method 'amnesia'"),
         (["--model", "none"], "no model 'none'"),
         (["--data", "none"], "no dataset 'none'"),
+        (["--device", "toaster"], "cannot compute on device 'toaster'"),
         (["--set", "alpha"], "--set takes NAME=NUMBER"),
         (["--set", "alpha=high"], "--set takes NAME=NUMBER"),
+        (["--set", "margin=nan"], "margin must be in"),
+        (["--steps", "many"], "--set takes NAME=NUMBER"),
         (["--steps", "0"], "steps must be in"),
         (["--set", "steps=0"], "steps must be in"),
         (["--set", "steps=2.5"], "steps must be a whole number"),
+        (["--seed", "-1"], "--seed must be a whole number from 0 to"),
+        (["--seed", "1.5"], "--seed must be a whole number from 0 to 9223372036854775807, got 1.5"),
+        (["--seed", 23 * "9"], "--seed must be a whole number from 0 to"),
+        (["--saliency", "much"], "--saliency must be a number above 0, at most 1, got 'much'"),
+        (["--saliency", "nan"], "--saliency must be a number above 0, at most 1, got nan"),
+        (["--forget-batch", "0"], "--forget-batch must be a whole number, at least 1"),
         (["--config", "none.yaml"], "cannot read none.yaml"),
         (["--output", "/dev/null/run"], "cannot write to /dev/null/run"),
     ],
 )
-def test_a_bad_request_ends_in_one_sentence(
+def test_a_bad_request_is_one_sentence_and_leaves_nothing_behind(
     run: list[str],
     arguments: list[str],
     message: str,
@@ -118,11 +141,12 @@ def test_a_bad_request_ends_in_one_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([*run, *arguments]) == 2
+    before = sorted(tmp_path.iterdir())
+    assert main([*run, "--output", "z", *arguments]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
-    assert not (tmp_path / "runs").exists()
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_resume_needs_a_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -130,6 +154,8 @@ def test_resume_needs_a_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert "--resume needs --output DIR" in capsys.readouterr().err
     assert main(["run", "--resume", "--output", str(tmp_path)]) == 2
     assert "cannot read" in capsys.readouterr().err
+    assert main(["run", "--resume", "--output", str(tmp_path), "--config", "c.yaml"]) == 2
+    assert "leave out --config" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM])
@@ -137,22 +163,12 @@ def test_an_interrupted_run_says_so_and_can_be_resumed(
     kill: signal.Signals, run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "riemann_unlearn.cli",
-        *run,
-        "--steps",
-        "100000",
-        "--output",
-        str(folder),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    many = ["--steps", "100000", "--output", str(folder)]
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "riemann_unlearn", *run, *many],
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         # A shell's background jobs ignore SIGINT, and so would what they start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -169,8 +185,14 @@ def test_an_interrupted_run_says_so_and_can_be_resumed(
     assert "can be resumed" in error.splitlines()[-1]
     assert {p.name for p in folder.iterdir()} == {"config.yaml", "history.jsonl", "checkpoint.pt"}
     done = len((folder / "history.jsonl").read_text().splitlines())
-    config = folder / "config.yaml"
-    config.write_text(config.read_text().replace("steps: 100000", f"steps: {done + 1}"))
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("steps: 100000", f"steps: {done + 1}"))
+    # A damaged checkpoint is not gone on from.
+    whole = (folder / "checkpoint.pt").read_bytes()
+    (folder / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    assert main(["run", "--output", str(folder), "--resume"]) == 2
+    assert f"{folder / 'checkpoint.pt'} cannot be gone on from" in capsys.readouterr().err
+    (folder / "checkpoint.pt").write_bytes(whole)
     assert main(["run", "--output", str(folder), "--resume", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == done + 1
 
@@ -179,79 +201,274 @@ def test_train_makes_a_model_that_runs(
     world_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "model.json").write_text(json.dumps(model_config("CLIP")))
-    (tmp_path / "train.yaml").write_text(f"data: {world_path}\nepochs: 1\nbatch_size: 8\n")
+    (tmp_path / "train.yaml").write_text(f"data: {world_path}\nepochs: 7\nbatch_size: 8\n")
     arguments = ["train", "--model", str(tmp_path / "model.json"), "--config", str(tmp_path / "train.yaml")]
-    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert main([*arguments, "--epochs", "1", "--output", str(tmp_path / "out")]) == 0
+    assert len((tmp_path / "out" / "history.jsonl").read_text().splitlines()) == 1
     evaluate = ["evaluate", "--model", str(tmp_path / "out"), "--data", str(world_path)]
     assert main([*evaluate, "--forget", "owl"]) == 0
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
-    (tmp_path / "train.yaml").write_text("epoch: 1")
-    assert main([*arguments, "--output", str(tmp_path / "out2")]) == 2
-    (tmp_path / "train.yaml").write_text("epochs: [")
-    assert main([*arguments, "--output", str(tmp_path / "out2")]) == 2
-    error = capsys.readouterr().err
-    assert "is not empty" in error
-    assert "unexpected keyword argument 'epoch'" in error
-    assert "cannot read the configuration" in error
+    assert "is not empty" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["models", "methods", "concepts"])
-def test_lists_are_tables_and_json(what: str, capsys: pytest.CaptureFixture[str]) -> None:
-    known = {"models": "meru-emoji", "methods": "hac", "concepts": "red apple"}[what]
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("train.yaml", "epoch: 1", "train.yaml: unknown key 'epoch'; did you mean 'epochs'?"),
+        ("train.yaml", 'epochs: "2"', "train.yaml: epochs must be a whole number, at least 1, got '2'"),
+        ("train.yaml", "epochs: [", "train.yaml is not valid YAML"),
+        ("train.yaml", "data: none", "no dataset 'none'"),
+        ("model.json", "{", "model.json is not valid JSON"),
+        ("model.json", "[1]", "model.json must hold a JSON object, got list"),
+        ("model.json", "{}", "the model configuration lacks 'model_cfg'"),
+        ("none.json", "", "model.json: No such file or directory"),
+    ],
+)
+def test_a_bad_training_leaves_nothing_behind(
+    file: str,
+    content: str,
+    message: str,
+    world_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "model.json").write_text(json.dumps(model_config("CLIP")))
+    (tmp_path / "train.yaml").write_text(f"data: {world_path}\n")
+    (tmp_path / file).write_text(content)
+    if file == "none.json":
+        (tmp_path / "model.json").unlink()
+    arguments = ["train", "--model", str(tmp_path / "model.json"), "--config", str(tmp_path / "train.yaml")]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "known"),
+    [
+        ("models", "meru-emoji"),
+        ("methods", "hac"),
+        ("concepts", "red apple"),
+        ("measures", "relearning"),
+        ("sources", "shards"),
+        ("spaces", "lorentz"),
+    ],
+)
+def test_lists_are_tables_and_json(what: str, known: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", what]) == 0
     assert known in capsys.readouterr().out
     assert main(["list", what, "--json"]) == 0
-    assert known in {row["name"] for row in json.loads(capsys.readouterr().out)}
+    rows = json.loads(capsys.readouterr().out)
+    assert known in {row["name"] for row in rows}
+    assert all(value is not None for row in rows for value in row.values())
 
 
 def test_concepts_are_those_of_the_data(world_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "concepts", "--data", str(world_path)]) == 0
     listed = capsys.readouterr().out
-    assert "Food & Drink  food-fruit  banana" in listed
+    assert "Food & Drink      food-fruit    banana" in listed
     assert len(listed.splitlines()) == 8
     assert main(["list", "models", "--data", str(world_path)]) == 2
     assert "--data is for concepts" in capsys.readouterr().err
 
 
-def test_bench_runs_a_benchmark_of_the_source_tree(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main(["bench", "optimizer_step", "--help"])
-    assert "ViT-B-32" in capsys.readouterr().out
-    assert main(["bench", "nothing"]) == 2
-    assert "there are" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "benchmarks", None)
-    assert main(["bench", "optimizer_step"]) == 2
-    assert "source tree" in capsys.readouterr().err
-
-
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--help"], ["run", "--help"], ["train", "--help"], ["evaluate", "--help"]):
+def test_help_tells_every_option_and_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, settings in (
+        ("run", config.RunConfig),
+        ("train", config.TrainConfig),
+        ("evaluate", config.EvaluateConfig),
+    ):
         with pytest.raises(SystemExit, match="0"):
-            main(arguments)
-        assert "usage: riemann-unlearn" in capsys.readouterr().out
+            main([command, "--help"])
+        printed = capsys.readouterr().out
+        for entry in fields(settings):
+            assert settings.flag(entry.name) in printed
+        assert "--device" in printed
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "130 interrupted" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
-    assert cli.__version__ in capsys.readouterr().out
+    assert __version__ in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         main([])
+    # What costs time is not imported for it.
+    heavy = (
+        "import sys; from riemann_unlearn.cli.parser import build_parser; build_parser(); "
+        "print({'torch', 'yaml', 'numpy'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
-def test_an_unexpected_failure_is_one_sentence_too(
+def test_the_module_is_the_command_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "riemann_unlearn", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"riemann-unlearn {__version__}\n"
+
+
+@dataclass(frozen=True)
+class Shout(config.Config):
+    example: ClassVar[str] = "loud: true"
+    loud: bool = field(default=False, metadata=config.about("at 100 %"))
+    words: int = field(default=3, metadata=config.about("how many", low=1))
+
+
+def test_a_field_is_all_that_a_flag_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser, Shout)
+    assert given(parser.parse_args(["--loud"]), Shout) == {"loud": True}
+    assert given(parser.parse_args(["--no-loud", "--words", "4"]), Shout) == {"loud": False, "words": 4}
+    parser.print_help()
+    printed = capsys.readouterr().out
+    assert "at 100 %" in printed
+    assert "how many (default: 3)" in printed
+
+
+def test_a_terminal_that_cannot_show_an_apple_is_shown_what_it_can(
+    run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert main([*run, "--output", str(tmp_path / "é🍎")]) == 0
+    assert (tmp_path / "é🍎" / "report.html").is_file()
+    printed = sys.stdout.buffer.getvalue()  # type: ignore[attr-defined]
+    assert b"accuracy" in printed
+    assert b"Written to " in printed
+    assert main(["run", "--forget", "🍎", "--data", "nowhere-é"]) == 2
+    assert b"nowhere-?" in sys.stderr.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def broken_pipe() -> Iterator[Any]:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        yield stream
+
+
+def test_a_reader_that_has_enough_is_no_error(
+    broken_pipe: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", broken_pipe)
+    assert main(["list", "spaces"]) == 128 + signal.SIGPIPE
+    assert capsys.readouterr().err == ""
+    broken_pipe.flush()  # what Python does at its exit is quiet too
+
+
+def test_neither_is_one_of_help(broken_pipe: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "riemann_unlearn", "run", "--help"],
+        stdout=broken_pipe,
+        stderr=subprocess.PIPE,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    )
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_output_that_cannot_be_written_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["list", "spaces"]) == 1
+        error = capsys.readouterr().err
+        assert error == "riemann-unlearn: cannot write the output: No space left on device\n"
+
+
+def test_nobody_may_be_there_to_read_the_error(broken_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with os.fdopen(os.dup(broken_pipe.fileno()), "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert main(["list", "models", "--data", "x"]) == 2
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def test_a_full_disk_leaves_what_is_whole(
     run: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    folder = tmp_path / "run"
 
-    monkeypatch.setattr("riemann_unlearn.unlearning.loop.save_model", full)
-    assert main([*run, "--output", str(tmp_path / "run")]) == 1
-    assert capsys.readouterr().err.strip().endswith("No space left on device")
-    assert not (tmp_path / "run" / "metrics.json").exists()
+    def full_for(name: str) -> None:
+        replace = os.replace
+
+        def fail(source: Any, target: Any) -> None:
+            if Path(target).name == name:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", fail)
+
+    full_for("model.safetensors")
+    assert main([*run, "--output", str(folder)]) == 1
+    error = capsys.readouterr().err.strip()
+    assert f"cannot write {folder / 'model.safetensors'}: No space left on device" in error
+    assert "its last checkpoint is whole" in error
+    assert len(error.splitlines()) == 1
+    assert {p.name for p in folder.iterdir()} == {"config.yaml", "history.jsonl", "checkpoint.pt"}
+    monkeypatch.undo()
+    full_for("report.html")
+    assert main(["run", "--output", str(folder), "--resume"]) == 1
+    error = capsys.readouterr().err.strip()
+    assert f"cannot write {folder / 'report.html'}: No space left on device" in error
+    assert f"write its report with: riemann-unlearn report {folder}" in error
+    monkeypatch.undo()
+    assert main(["report", str(folder)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (Diverged("the loss became nan at step 3"), 1, "the loss became nan at step 3"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried"), 1, "CUDA out of memory. Tried"),
+        (MemoryError("cannot allocate"), 1, "cannot allocate"),
+        (PermissionError(errno.EACCES, "Permission denied", "a.tar"), 1, "cannot read or write a.tar: Perm"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_is_foreseen_is_a_sentence(
+    error: BaseException,
+    code: int,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_: str) -> None:
+        raise error
+
+    monkeypatch.setitem(listing.LISTS, "models", fail)
+    assert main(["list", "models"]) == code
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape '[2]' is invalid"), KeyError("x"), ImportError("y")])
+def test_what_nobody_foresaw_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> None:
+        raise error
+
+    monkeypatch.setitem(listing.LISTS, "models", fail)
+    with pytest.raises(type(error)):
+        main(["list", "models"])
+
+
+def test_a_command_runs_in_any_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(main(["list", "spaces"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
 
 
 def test_a_full_audit_is_kept_with_the_run(
-    run: list[str], tmp_path: Path, world_path: Path, capsys: pytest.CaptureFixture[str]
+    run: list[str],
+    tmp_path: Path,
+    world_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "run"
     assert main([*run, "--output", str(folder)]) == 0
@@ -264,5 +481,39 @@ def test_a_full_audit_is_kept_with_the_run(
     assert list(report["full_audit"]["recovery"]) == ["before", "after"]
     assert json.loads((folder / "audit.json").read_text()) == report
     assert "Membership inference" in (folder / "report.html").read_text(encoding="utf-8")
-    assert main(["evaluate", "--model", str(folder), "--output", str(folder)]) == 2
-    assert "add --audit full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "x"], "--output is for a full audit; add --audit full"),
+        (["--oracle", "x"], "--oracle is for a full audit; add --audit full"),
+        (["--before", "x"], "--before is for a full audit; add --audit full"),
+        (["--audit", "half"], "--audit must be one of quick, full, got 'half'"),
+        (["--audit", "full", "--output", "/dev/null/x"], "cannot write to /dev/null/x"),
+        (["--model", "none"], "no model 'none'"),
+        (["--seed", "-3"], "--seed must be a whole number from 0"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_made(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_evaluation_is_printed_even_where_it_cannot_be_written(
+    model_path: Path,
+    world_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("riemann_unlearn.evaluation.evaluate", lambda **_: {"forget": 0.5})
+    (tmp_path / "out" / "audit.json").mkdir(parents=True)
+    arguments = ["--model", str(model_path), "--data", str(world_path), "--forget", "owl", "--json"]
+    full = ["--audit", "full", "--output", str(tmp_path / "out")]
+    assert main(["evaluate", *arguments, *full]) == 1
+    output, error = capsys.readouterr()
+    assert json.loads(output)["forget"] == 0.5
+    assert f"{tmp_path / 'out' / 'audit.json'}: Is a directory" in error

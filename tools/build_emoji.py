@@ -1,7 +1,7 @@
 """Rebuild the bundled emoji shards from the npm packages they come from.
 
-    python -m riemann_unlearn.data.build_emoji --packages DIR --output DIR
-    python -m riemann_unlearn.data.build_emoji --packages DIR --check
+    python -m tools.build_emoji --packages DIR --output DIR
+    python -m tools.build_emoji --packages DIR --check
 
 Needs the ``test`` extra (resvg for the SVG sources) and, for packages that are not yet in ``--packages``,
 npm. The packages are pinned by version and SHA-256. With the tool versions that the manifest records the
@@ -33,8 +33,9 @@ import PIL
 from PIL import Image, features
 from tqdm import tqdm
 
-from riemann_unlearn.data.shards import MANIFEST_NAME, write_shard
-from riemann_unlearn.data.taxonomy import Concept
+from riemann_unlearn.data import Concept
+from riemann_unlearn.data.sources.emoji import FOLDER, LEVELS
+from riemann_unlearn.data.sources.shards import MANIFEST_NAME, write_shard
 from riemann_unlearn.io import atomic_write
 
 IMAGE_SIZE = 48
@@ -196,8 +197,7 @@ def build(packages: Path, output: Path) -> dict[str, Any]:
                 "name": concept.name,
                 "caption": concept.name,
                 "keywords": list(concept.keywords),
-                "subcategory": concept.subcategory,
-                "category": concept.category,
+                **dict(zip(LEVELS[1:], concept.path, strict=True)),
                 "vendor": vendor.name,
             }
             samples.append((f"{vendor.name}-{concept.key}", encode_webp(image), metadata))
@@ -238,9 +238,9 @@ def fetch(package: Package, folder: Path) -> Path:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode or not path.is_file():
             raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != package.sha256:
-        raise ValueError(f"{path} has SHA-256 {found}, expected {package.sha256}; delete it")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if sha256 != package.sha256:
+        raise ValueError(f"{path} has SHA-256 {sha256}, expected {package.sha256}; delete it")
     return path
 
 
@@ -266,8 +266,7 @@ def _read_entries(packages: Path) -> list[_Entry]:
             key=emoji["unified"].lower(),
             name=name,
             keywords=tuple(word for word in about.get("default", []) if word != name),
-            subcategory=emoji["subcategory"],
-            category=emoji["category"],
+            path=(emoji["subcategory"], emoji["category"]),
         )
         flag = [name.replace("flag: ", "flag for "), name.replace("flag: ", "")]
         plain = [_slug(text) for text in (name, *flag, emoji["name"] or name, emoji["short_name"])]
@@ -281,13 +280,13 @@ def _png_renderings(path: Path, entries: list[_Entry]) -> Iterator[tuple[_Entry,
     with tarfile.open(path) as archive:
         vendor = path.name.split("-")[2]
         wanted = {f"package/img/{vendor}/64/{entry.image}": entry for entry in entries}
-        found = {}
+        images = {}
         for member in archive:
             if member.name in wanted:
-                found[member.name] = Image.open(io.BytesIO(_content(archive, member)))
-                found[member.name].load()
+                images[member.name] = Image.open(io.BytesIO(_content(archive, member)))
+                images[member.name].load()
     for name, entry in wanted.items():
-        yield entry, found[name]
+        yield entry, images[name]
 
 
 def _svg_renderings(path: Path, entries: list[_Entry]) -> Iterator[tuple[_Entry, Image.Image]]:
@@ -334,14 +333,14 @@ def _assign(entries: list[_Entry], names: set[str]) -> list[tuple[_Entry, str]]:
     The first spelling, the CLDR name, is tried for every concept before the second is for any: "cow" is the
     cow, and not the cow face, although that is "cow" to those who type it.
     """
-    found: dict[int, str] = {}
+    drawings: dict[int, str] = {}
     for attempt in range(max(len(entry.spellings) for entry in entries)):
         for position, entry in enumerate(entries):
             name = entry.spellings[attempt] if attempt < len(entry.spellings) else None
-            if position not in found and name in names:
-                found[position] = name
+            if position not in drawings and name in names:
+                drawings[position] = name
                 names = names - {name}
-    return [(entries[position], found[position]) for position in sorted(found)]
+    return [(entries[position], drawings[position]) for position in sorted(drawings)]
 
 
 def _rasterize(svg: str) -> Image.Image:
@@ -384,7 +383,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Build the shards, or check that they come out as the manifest says."""
     parser = argparse.ArgumentParser(description="Rebuild the bundled emoji shards.")
     parser.add_argument("--packages", type=Path, required=True, help="folder of npm tarballs")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "emoji")
+    parser.add_argument("--output", type=Path, default=FOLDER)
     parser.add_argument("--check", action="store_true", help="compare with what is in --output")
     options = parser.parse_args(arguments)
     if not options.check:

@@ -1,6 +1,6 @@
 """Rebuild the bundled BPE vocabulary: those of CLIP's merges that the emoji captions use.
 
-    python -m riemann_unlearn.data.build_vocabulary [--check]
+    python -m tools.build_vocabulary [--check]
 
 CLIP's vocabulary has 49,408 tokens, of which the captions use a tenth, and the unused rows would be most
 of a small model. Byte-pair encoding applies, at every step, the merge of lowest rank among those that
@@ -18,22 +18,21 @@ from pathlib import Path
 
 from open_clip.tokenizer import SimpleTokenizer, get_pairs
 
-from riemann_unlearn.data.captions import category_caption, name_caption, subcategory_caption
-from riemann_unlearn.data.dataset import load
-from riemann_unlearn.data.taxonomy import Taxonomy
+import riemann_unlearn
+from riemann_unlearn.data import Taxonomy, load
 from riemann_unlearn.io import atomic_write
 
-VOCABULARY = Path(__file__).parent.parent / "models" / "bundled" / "bpe_emoji.txt.gz"
+VOCABULARY = Path(riemann_unlearn.__file__).parent / "models" / "bundled" / "bpe_emoji.txt.gz"
 PROMPT_WORDS = "a an the of photo picture drawing icon emoji image"
 
 
 def corpus(taxonomy: Taxonomy) -> list[str]:
     """Every caption the taxonomy can give, and the words of common prompts."""
     texts = [PROMPT_WORDS, "a, b"]
-    texts += [category_caption(name) for name in taxonomy.categories]
-    texts += [subcategory_caption(name) for name in taxonomy.subcategories]
+    for level in reversed(taxonomy.levels[1:]):
+        texts += level.captions
     for concept in taxonomy.concepts:
-        texts += [name_caption(concept), *concept.keywords]
+        texts += [concept.name, *concept.keywords]
     return texts
 
 

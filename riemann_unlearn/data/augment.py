@@ -8,7 +8,7 @@ would become "left arrow").
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,19 +27,27 @@ TINT_STRENGTH = 0.05
 
 
 def random_view(
-    images: Tensor | Sequence[Tensor], size: tuple[int, int], generator: torch.Generator
+    images: Tensor | Sequence[Tensor],
+    size: tuple[int, int],
+    generator: torch.Generator,
+    *,
+    fit: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """One random view of every image, resampled to ``size``.
 
     Parameters
     ----------
     images : Tensor, shape (N, 3, H, W), or sequence of Tensor, each of shape (3, h, w)
-        uint8, or floating point in [0, 1]. Images of a sequence are brought to ``size`` first, each by itself
-        and without aliasing, so that a view does not depend on what else is in the batch.
+        uint8, or floating point in [0, 1].
     size : tuple of int
         Height and width of the result.
     generator : torch.Generator
         Source of all randomness.
+    fit : callable, optional
+        Brings images of shape (n, 3, h, w) to ``size``, as the model that will see them does in evaluation;
+        by default each axis is scaled by itself. It is asked for those that are of other proportions, where
+        models differ, or larger, where a view taken directly would alias; so each view is of the image alone,
+        whatever else is in the batch.
 
     Returns
     -------
@@ -53,14 +61,15 @@ def random_view(
     >>> random_view(images, (64, 64), torch.Generator().manual_seed(0)).shape
     torch.Size([2, 3, 64, 64])
     """
-    if not isinstance(images, Tensor):
-        images = torch.cat([_resized(image, size) for image in images])
-    images = _fractions(images)
-    n = len(images)
+    if isinstance(images, Tensor):
+        parts = [_fitted(images, size, fit)]
+    else:
+        parts = [_fitted(image[None], size, fit) for image in images]
+    n, device = len(images), parts[0].device
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         drawn = torch.rand(n, *shape, generator=generator)
-        return (low + (high - low) * drawn).to(images.device)
+        return (low + (high - low) * drawn).to(device)
 
     angle = uniform(-MAX_ROTATION, MAX_ROTATION)
     zoom, aspect = uniform(*LOG_SCALE_RANGE), uniform(-LOG_ASPECT / 2, LOG_ASPECT / 2)
@@ -76,7 +85,12 @@ def random_view(
     shift = uniform(-2 * MAX_SHIFT, 2 * MAX_SHIFT, 2, 1)  # grid coordinates span [-1, 1]
     grid = F.affine_grid(torch.cat([theta, shift], -1), [n, 3, *size], align_corners=False)
     # grid_sample pads with 0; resample 1 - image so that the padding is white.
-    views = 1 - F.grid_sample(1 - images, grid, mode="bilinear", align_corners=False)
+    views = 1 - torch.cat(
+        [
+            F.grid_sample(1 - part, some, mode="bilinear", align_corners=False)
+            for part, some in zip(parts, torch.split(grid, [len(part) for part in parts]), strict=True)
+        ]
+    )
 
     strength = COLOUR_STRENGTH
     gain = uniform(1 - strength, 1 + strength, 1, 1, 1)
@@ -89,9 +103,14 @@ def random_view(
     return ((centre + contrast * (views - centre)) * gain).clamp(0, 1)
 
 
-def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """One image of another size, shape (1, 3, *size); filtered first where it becomes smaller."""
-    return F.interpolate(_fractions(image)[None], size, mode="bilinear", antialias=True)
+def _fitted(images: Tensor, size: tuple[int, int], fit: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """Images of one size in [0, 1], brought to ``size`` unless they fit and are of its proportions."""
+    height, width = images.shape[-2:]
+    if height <= size[0] and width <= size[1] and height * size[1] == width * size[0]:
+        return _fractions(images)
+    if fit is not None:
+        return fit(images).to(images.device)
+    return F.interpolate(_fractions(images), size, mode="bilinear", antialias=True)
 
 
 def _fractions(images: Tensor) -> Tensor:

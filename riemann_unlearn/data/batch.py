@@ -7,6 +7,7 @@ across levels they are: contrasting the apple against "food fruit" would be a fa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +61,14 @@ class Batch:
         )
 
 
-def make_batch(samples: Samples, indices: Tensor, size: tuple[int, int], generator: torch.Generator) -> Batch:
+def make_batch(
+    samples: Samples,
+    indices: Tensor,
+    size: tuple[int, int],
+    generator: torch.Generator,
+    *,
+    fit: Callable[[Tensor], Tensor] | None = None,
+) -> Batch:
     """Random views of the images at ``indices``, with a sampled caption at every level.
 
     Parameters
@@ -72,6 +80,8 @@ def make_batch(samples: Samples, indices: Tensor, size: tuple[int, int], generat
         Height and width of the views.
     generator : torch.Generator
         Source of all randomness: first the wording of the captions, image by image, then the views.
+    fit : callable, optional
+        As for :func:`~riemann_unlearn.data.augment.random_view`: how the model brings images to its size.
     """
     taxonomy = samples.taxonomy
     concept = samples.concept[indices]
@@ -84,5 +94,5 @@ def make_batch(samples: Samples, indices: Tensor, size: tuple[int, int], generat
         distinct, row = torch.unique(ids, return_inverse=True)
         pairings.append(Pairing(len(texts) + row, ids))
         texts += [level.captions[i] for i in distinct.tolist()]
-    images = random_view(samples.images[indices], size, generator)
+    images = random_view(samples.images[indices], size, generator, fit=fit)
     return Batch(images, concept, texts, tuple(pairings), indices)

@@ -203,10 +203,11 @@ class Taxonomy:
         if not queries:
             raise ValueError("nothing to forget: name at least one concept")
         tables = [[self._table(depth, form) for depth in range(len(self.levels))] for form in _FORMS]
+        characters = {_without_selectors(concept.key): [i] for i, concept in enumerate(self.concepts)}
         chosen = torch.zeros(len(self.concepts), dtype=torch.bool)
         asked = []
         for query in queries:
-            depth, rows = self._look_up(query, tables)
+            depth, rows = self._look_up(query, tables, characters)
             chosen[rows] = True
             asked.append(depth)
         if chosen.all():
@@ -226,7 +227,9 @@ class Taxonomy:
             table.setdefault(form(label), members)
         return table
 
-    def _look_up(self, query: str, tables: list[list[dict[str, list[int]]]]) -> tuple[int, list[int]]:
+    def _look_up(
+        self, query: str, tables: list[list[dict[str, list[int]]]], characters: dict[str, list[int]]
+    ) -> tuple[int, list[int]]:
         """The level a query is of, and the concepts it stands for; tables are by form, then by level."""
         # As written first: a name may itself begin with "name:".
         for depth, table in enumerate(tables[0]):
@@ -242,10 +245,8 @@ class Taxonomy:
                 if form(sought) in by_level[depth]:
                     return depth, by_level[depth][form(sought)]
         points = _without_selectors("-".join(f"{ord(character):04x}" for character in sought))
-        if 0 in depths:
-            for row, concept in enumerate(self.concepts):
-                if _without_selectors(concept.key) == points:
-                    return 0, [row]
+        if 0 in depths and points in characters:
+            return 0, characters[points]
         known = list(dict.fromkeys(label for depth in depths for label in tables[0][depth]))
         close = difflib.get_close_matches(sought, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""

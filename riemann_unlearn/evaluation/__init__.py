@@ -1,8 +1,22 @@
-"""Measures of what a model knows: zero-shot accuracy, retrieval, and the audit of a forgotten concept."""
+"""What a model knows: zero-shot accuracy at every level, and the audit of a forgotten concept.
 
-from riemann_unlearn.evaluation.audit import audit
-from riemann_unlearn.evaluation.forgetting import evaluate
-from riemann_unlearn.evaluation.full import full_audit
-from riemann_unlearn.evaluation.zero_shot import zero_shot
+``subject`` is a model with its features of the data; ``measures`` holds what is asked of it, one measure a
+file; ``api`` asks and reports.
+"""
 
-__all__ = ["audit", "evaluate", "full_audit", "zero_shot"]
+from riemann_unlearn.evaluation.api import chance, evaluate, full_audit, list_measures
+from riemann_unlearn.evaluation.measures.base import MEASURES, Measure
+from riemann_unlearn.evaluation.measures.zero_shot import zero_shot
+from riemann_unlearn.evaluation.subject import Subject, encode
+
+__all__ = [
+    "MEASURES",
+    "Measure",
+    "Subject",
+    "chance",
+    "encode",
+    "evaluate",
+    "full_audit",
+    "list_measures",
+    "zero_shot",
+]

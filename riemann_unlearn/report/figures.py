@@ -1,197 +1,204 @@
-"""Figures of the full audit as inline SVG: curves, heat maps, radii, and ways to the origin."""
+"""Figures for the page: drawn by matplotlib, written as SVG that is a part of the page.
+
+The page is one file, for the screen and for paper, in light and in dark, and two of the same run are the
+same to the byte. So a figure is drawn in matplotlib's own style, whatever the reader's ``matplotlibrc``
+says; black becomes the page's colour of text; texts stay texts, in the page's font; and the identifiers of
+one figure are told from those of the next, which share the page with them.
+"""
 
 from __future__ import annotations
 
-import base64
 import io
-from html import escape
-from typing import Any
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
-import numpy as np
-from PIL import Image
+from riemann_unlearn.report.tables import Measured
 
-from riemann_unlearn.report.audit_tables import ROLE_NAMES
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-ROLE_COLOURS = {"before": "#8a97a8", "after": "#2563a8", "oracle": "#15803d"}
-_WHITE, _BLUE, _ORANGE = np.array([255, 255, 255]), np.array([37, 99, 168]), np.array([194, 65, 12])
-
-
-def shots_chart(title: str, curves: dict[str, tuple[list[int], list[float]]], chance: float | None) -> str:
-    """Shares in [0, 1] against the number of shots, which doubles from tick to tick; 0 is drawn at the left.
-
-    Parameters
-    ----------
-    title : str
-    curves : dict
-        By role, the numbers of shots and the share at each.
-    chance : float or None
-        Drawn as a line.
-    """
-    ticks = sorted({n for shots, _ in curves.values() for n in shots})
-    place = {n: 46 + 300 * i / max(1, len(ticks) - 1) for i, n in enumerate(ticks)}
-
-    def height(share: float) -> float:
-        return 150 - 130 * share
-
-    grid = "".join(
-        f'<path class="grid" d="M46 {height(share):.0f}H346"/>'
-        f'<text x="40" y="{height(share) + 4:.0f}" text-anchor="end">{share:.0%}</text>'
-        for share in (0, 0.5, 1)
-    )
-    labels = "".join(f'<text x="{x:.0f}" y="168" text-anchor="middle">{n}</text>' for n, x in place.items())
-    lines = ""
-    for role, (shots, shares) in curves.items():
-        points = [(place[n], height(share)) for n, share in zip(shots, shares, strict=True)]
-        colour = ROLE_COLOURS[role]
-        lines += f'<polyline stroke="{colour}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
-        lines += "".join(f'<circle fill="{colour}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points)
-    if chance is not None:
-        lines += f'<path class="chance" d="M46 {height(chance):.1f}H346"/>'
-    picture = (
-        f'<svg viewBox="0 0 360 190" role="img" aria-label="{escape(title)}"><g class="axis">{grid}{labels}'
-        f'<text x="196" y="186" text-anchor="middle">shots</text></g>{lines}</svg>'
-    )
-    return _figure(picture, f"<b>{escape(title)}</b> {_legend(list(curves))}", "chart")
+GREY, BLUE, ORANGE = "#8a97a8", "#3b7dc4", "#d9541e"
+"""Before, after, and chance: of enough contrast on white and on near-black alike."""
+_COLOURS = (BLUE, ORANGE, "#2a9d4a", "#a05cd6", "#b8860b", "#0e8fa8", "#d0458b")
+_DASHES = ("-", "--", ":", "-.")
+_STYLE = {
+    "svg.fonttype": "none",  # texts stay texts: to be searched, read aloud, and shown in the page's font
+    "svg.hashsalt": "riemann_unlearn",  # identifiers that are the same in every run
+    "text.parse_math": False,  # a "$" in a name is a dollar
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+_MOST_POINTS = 300
+"""Of a curve, about one for two pixels; more make the page heavy and the curve no clearer."""
+_NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that neither XML nor UTF-8 can hold; names come from anyone's data."""
 
 
-def heat_map(
-    title: str, matrix: list[list[float]], forgotten: int, bounds: tuple[float, float], *, signed: bool
-) -> str:
-    """A matrix in colours, with a line between the forgotten pairs and the retained ones.
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Matplotlib as the page needs it, and afterwards as it was; figures are made and written inside."""
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        # It measures texts by its own font; the reader's browser has others for what is not in there.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
+
+
+def figure_svg(figure: Figure, name: str, title: str, description: str) -> str:
+    """An SVG element for a page of HTML; called inside :func:`drawing`.
 
     Parameters
     ----------
-    title : str
-    matrix : list of list of float
-        Square.
-    forgotten : int
-        Rows and columns before the line.
-    bounds : tuple of float
-        The lowest and the highest value of the scale.
-    signed : bool
-        Whether 0 is white, what is above it orange and what is below blue; else the scale goes from white
-        to blue.
+    figure : matplotlib.figure.Figure
+    name : str
+        Begins the identifiers of this figure: letters, digits and hyphens, and unique on the page.
+    title, description : str
+        What a reader is told who does not see the figure. Any text; it is escaped.
+
+    Returns
+    -------
+    str
+        Without the declarations, metadata and namespaces that only a file of its own needs.
     """
-    low, high = bounds
-    values = np.array(matrix)
-    if signed:
-        share = values / (max(-low, high) or 1.0)
-        target = np.where((values > 0)[..., None], _ORANGE, _BLUE)
-    else:
-        share, target = (values - low) / ((high - low) or 1.0), _BLUE
-    colours = _WHITE + np.abs(share)[..., None] * (target - _WHITE)
-    buffer = io.BytesIO()
-    Image.fromarray(colours.round().astype(np.uint8)).save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    n = len(matrix)
-    picture = (
-        f'<svg class="matrix" viewBox="0 0 {n} {n}" role="img" aria-label="{escape(title)}">'
-        f'<image href="data:image/png;base64,{data}" width="{n}" height="{n}"/>'
-        f'<path d="M{forgotten} 0V{n}M0 {forgotten}H{n}"/></svg>'
-    )
-    return _figure(picture, f"<b>{escape(title)}</b>, {low:.2f} to {high:.2f}", "map")
+    buffer = io.StringIO()
+    # Without the date, which would make every page another.
+    figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
+    root = ElementTree.fromstring(_NO_XML.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue()))
+    for parent in root.iter():
+        for child in list(parent):
+            # Its style sheet would hold for the whole page, which has one of its own.
+            if _local(child.tag) in ("metadata", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        element.attrib = {_local(key): _inline(value, name) for key, value in element.attrib.items()}
+        # Of the many identifiers only those of shapes to be used again are ever referred to.
+        if element.tag == "g":
+            element.attrib.pop("id", None)
+        elif "id" in element.attrib:
+            element.attrib["id"] = f"{name}-{element.attrib['id']}"
+    width, height = map(float, root.attrib["viewBox"].split()[2:])
+    root.attrib = {
+        "viewBox": root.attrib["viewBox"],
+        "width": f"{width:.0f}pt",
+        "height": f"{height:.0f}pt",
+        "role": "img",
+        "aria-labelledby": f"{name}-title",
+        "aria-describedby": f"{name}-desc",
+        "fill": "currentColor",  # matplotlib leaves out what is black, the default
+    }
+    for tag, text in (("desc", description), ("title", title)):
+        child = ElementTree.Element(tag, {"id": f"{name}-{tag}"})
+        child.text = _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+        root.insert(0, child)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def radii_chart(radii: dict[str, dict[str, dict[str, list[float] | None]]]) -> str:
-    """Quantiles of the radii by kind of embedding, group and model: 5 to 95 % a line, 25 to 75 % a bar.
+def _local(name: str) -> str:
+    """A tag or attribute without its namespace: in HTML neither SVG nor its references have one."""
+    return name.rpartition("}")[2]
+
+
+def _inline(value: str, name: str) -> str:
+    """A value of an attribute: black as the text's colour, references to this figure's own shapes."""
+    if value.startswith("#"):
+        return f"#{name}-{value[1:]}"
+    return value.replace("#000000", "currentColor").replace("url(#", f"url(#{name}-")
+
+
+def loss_curves(history: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Every loss term against the step; None where there is nothing to draw.
 
     Parameters
     ----------
-    radii : dict
-        ``radii[role][kind][group]`` as in :func:`riemann_unlearn.evaluation.hierarchy.hierarchy`.
+    history : sequence of mapping
+        One record a step; the terms are what ends in ``_loss``. A term may be missing from some steps.
     """
-    first = next(iter(radii.values()))
-    present = [
-        (kind, group)
-        for kind in first
-        for group in ("forget", "retain")
-        if any(of_role[kind][group] is not None for of_role in radii.values())
-    ]
-    most = max(q[-1] for r in radii.values() for kind in r.values() for q in kind.values() if q is not None)
-    step, parts = 10 * len(radii) + 10, []
-    for i, (kind, group) in enumerate(present):
-        top = 12 + step * i
-        parts.append(f'<text x="150" y="{top + step / 2:.0f}" text-anchor="end">{kind}, {group}</text>')
-        for j, (role, of_role) in enumerate(radii.items()):
-            quantiles = of_role[kind][group]
-            if quantiles is None:
-                continue
-            x = [160 + 480 * q / most for q in quantiles]
-            y, colour = top + 6 + 10 * j, ROLE_COLOURS[role]
-            parts.append(
-                f'<path stroke="{colour}" d="M{x[0]:.1f} {y}H{x[4]:.1f}"/>'
-                f'<rect fill="{colour}" x="{x[1]:.1f}" y="{y - 3}" width="{max(4.0, x[3] - x[1]):.1f}" '
-                f'height="6"/><path stroke="#fff" d="M{x[2]:.1f} {y - 3}V{y + 3}"/>'
-            )
-    height = 12 + step * len(present)
-    ticks = "".join(
-        f'<text x="{160 + 480 * k / 4:.0f}" y="{height + 14}" text-anchor="middle">{most * k / 4:.2f}</text>'
-        f'<path class="grid" d="M{160 + 480 * k / 4:.0f} 8V{height}"/>'
-        for k in range(5)
-    )
-    picture = (
-        f'<svg viewBox="0 0 660 {height + 20}" role="img" aria-label="radii"><g class="axis">{ticks}</g>'
-        f'<g font-size="12" fill="#1c2430">{"".join(parts)}</g></svg>'
-    )
-    return _figure(picture, f"<b>Radii r = √c·|v|</b>, 5, 25, 50, 75 and 95 % {_legend(list(radii))}", "wide")
+    from matplotlib.figure import Figure
 
-
-def traversal_chart(traversals: dict[str, list[dict[str, Any]]]) -> str:
-    """Ways from images to the origin, one strip a model, each caption as wide as its share of the way.
-
-    The captions are those whose cone holds the point where most ways meet such a one, else the nearest.
-
-    Parameters
-    ----------
-    traversals : dict
-        By role, as in :func:`riemann_unlearn.evaluation.hierarchy.hierarchy`; the same images for each.
-    """
-    ways = [way for of_role in traversals.values() for way in of_role]
-    with_cones = sum(any(caption for caption, _ in way["by_cone"]) for way in ways)
-    kind = "by_cone" if 2 * with_cones > len(ways) else "by_distance"
-    rows = []
-    for same in zip(*traversals.values(), strict=True):
-        shown = same[0]
-        strips = "".join(
-            f'<div class="way" style="--role:{ROLE_COLOURS[role]}">'
-            f'<span class="role">{ROLE_NAMES[role]}</span>{_strip(way[kind])}</div>'
-            for role, way in zip(traversals, same, strict=True)
+    names = list(loss_ends(history))
+    if not names:
+        return None
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axes = figure.subplots()
+    window = math.ceil(len(history) / _MOST_POINTS)
+    parts = [history[i : i + window] for i in range(0, len(history), window)]
+    for number, name in enumerate(names):
+        values = [_mean([record[name] for record in part if name in record]) for part in parts]
+        axes.plot(
+            [1 + window * i + (len(part) - 1) / 2 for i, part in enumerate(parts)],
+            values,
+            # A line is told by its dashes too, and a single step is a dot.
+            color=_COLOURS[number % len(_COLOURS)],
+            linestyle=_DASHES[number // len(_COLOURS) % len(_DASHES)],
+            linewidth=1.3,
+            marker="." if len(parts) == 1 else "",
+            label=name.removesuffix("_loss").replace("_", " "),
         )
-        group = "forgotten" if shown["group"] == "forget" else "neighbour"
-        rows.append(
-            f'<div class="walk"><div><img src="{escape(shown["image"])}" alt="" width="48" height="48"/><br/>'
-            f"{escape(shown['name'])}<br/><small>{group}</small></div><div>{strips}</div></div>"
-        )
-    what = "the nearest caption whose cone holds the point" if kind == "by_cone" else "the nearest caption"
-    return _figure(
-        "".join(rows),
-        f"<b>From the image (left) to the origin (right)</b>: {what}; blank where there is none "
-        f"{'' if kind == 'by_cone' else 'nearer than the origin'}",
-        "wide",
-    )
+    # Terms differ by orders of magnitude and some are negative: about linear within ±1, logarithmic beyond.
+    axes.set_yscale("symlog", linthresh=1.0)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("step" if window == 1 else f"step; each point is the mean of {window}")
+    axes.set_ylabel("weighted term")
+    figure.legend(loc="outside upper left", ncols=4)
+    return figure
 
 
-def _strip(path: list[Any]) -> str:
-    cells = []
-    for caption, share in path:
-        style = f"flex:{share:g} 1 0"
-        if caption is None:
-            cells.append(f'<span style="{style}"></span>')
-        else:
-            text = escape(caption)
-            cells.append(f'<span class="met" title="{text}" style="{style}">{text}</span>')
-    return f'<div class="strip">{"".join(cells)}</div>'
+def loss_ends(history: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """The loss terms of a history in the order in which they first come, with their first and last values."""
+    ends: dict[str, tuple[float, float]] = {}
+    for record in history:
+        for name, value in record.items():
+            if name.endswith("_loss"):
+                ends[name] = (ends.get(name, (value,))[0], value)
+    return ends
 
 
-def _legend(roles: list[str]) -> str:
-    return " ".join(f'<span style="color:{ROLE_COLOURS[role]}">■ {ROLE_NAMES[role]}</span>' for role in roles)
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
-def _figure(picture: str, caption: str, kind: str) -> str:
-    return f'<figure class="{kind}">{picture}<figcaption>{caption}</figcaption></figure>'
+def before_after_bars(rows: Sequence[Measured]) -> Figure:
+    """Before and after of every measure, for the forgotten and the retained side by side.
 
+    Parameters
+    ----------
+    rows : sequence of Measured
+        At least one; a share that was not measured has no bar.
+    """
+    from matplotlib.figure import Figure
 
-def bounds_of(matrices: list[list[list[float]]]) -> tuple[float, float]:
-    """Lowest and highest entry of several matrices, for one scale of colours."""
-    values = [value for matrix in matrices for row in matrix for value in row]
-    return min(values), max(values)
+    groups = list(rows[0].shares)
+    figure = Figure(figsize=(7, 0.9 + 0.42 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, group in zip(panels, groups, strict=True):
+        for which, offset, colour, label in ((0, -0.19, GREY, "before"), (1, 0.19, BLUE, "after")):
+            lengths = [100 * (row.shares[group][which] or 0.0) for row in rows]
+            axes.barh([i + offset for i in range(len(rows))], lengths, 0.36, color=colour, label=label)
+        for i, row in enumerate(rows):
+            # One line is labelled, or the legend would name it once a row.
+            label = "chance" if i == 0 else None
+            if row.chance is not None:
+                place, ends = [100 * row.chance] * 2, [i - 0.42, i + 0.42]
+                axes.plot(place, ends, color=ORANGE, linewidth=1.5, label=label)
+        axes.set_title(f"{group}, %", fontsize=10, loc="left")
+        axes.set_xlim(-1, 101)
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(rows)), [row.label for row in rows])
+    panels[0].invert_yaxis()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=len(labels))
+    return figure

@@ -1,38 +1,51 @@
-"""The HTML page of a run: what was asked, before and after, and how the loss went.
+"""The HTML page of a run or of an audit: what was asked, before and after, and how the loss went.
 
-The page is one file without scripts or links to anything else, so that it can be mailed and kept.
+The page is one file without scripts or links to anything else, so that it can be mailed and kept. It is
+made of what the folder holds and of nothing else. How it looks is in ``templates/``; here is what it says.
 """
 
 from __future__ import annotations
 
 import json
-from html import escape
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
 from riemann_unlearn._version import __version__
 from riemann_unlearn.io import atomic_write
-from riemann_unlearn.report.audit_page import AUDIT_STYLE, audit_sections
-from riemann_unlearn.report.tables import metric_rows
-from riemann_unlearn.unlearning.loop import HISTORY_NAME, METRICS_NAME
+from riemann_unlearn.report.figures import before_after_bars, drawing, figure_svg, loss_curves, loss_ends
+from riemann_unlearn.report.tables import Asked, Measured, audit_tables, measured, not_measured, run_table
+from riemann_unlearn.report.text import Row, Table
+from riemann_unlearn.runs import HISTORY_NAME, METRICS_NAME
 
 REPORT_NAME = "report.html"
 AUDIT_NAME = "audit.json"
 """A full evaluation, as ``riemann-unlearn evaluate --audit full --output DIR`` writes it."""
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1c2430; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #d8dee6; }
-th:first-child, td:first-child { text-align: left; }
-svg.bar { display: block; width: 7rem; height: .9rem; margin-left: auto; }
-.before { fill: #b8c2cf; } .after { fill: #2563a8; } .chance { stroke: #c2410c; stroke-width: 1.5; }
-polyline { fill: none; stroke-width: 1.5; } figcaption, .note { color: #586474; font-size: .9rem; }
-figure { margin: 0 0 1.5rem; } .legend span { margin-right: 1.2rem; white-space: nowrap; }
-"""
-_COLOURS = ("#2563a8", "#c2410c", "#15803d", "#7e22ce", "#b8860b", "#0e7490", "#be185d", "#4d5561")
+_READING = (
+    "What is forgotten should fall to chance at the level that was asked for; everything else should stay."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page, each of whose own parts may be missing."""
+
+    title: str
+    on: str = ""
+    """The images that it is measured on."""
+    texts: tuple[str, ...] = ()
+    table: Table | None = None
+    svg: Markup | None = None
+    caption: str = ""
+    items: Mapping[str, str] = field(default_factory=dict)
+    paper: str = ""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -41,8 +54,8 @@ def write_report(folder: str | Path) -> Path:
     Parameters
     ----------
     folder : str or Path
-        A run directory with ``metrics.json`` and ``history.jsonl``; or a folder with ``audit.json``; or one
-        with all of them.
+        A run directory with ``metrics.json`` and, if the method takes steps, ``history.jsonl``; or a folder
+        with ``audit.json``; or one with all of them.
 
     Returns
     -------
@@ -52,113 +65,136 @@ def write_report(folder: str | Path) -> Path:
     Raises
     ------
     ValueError
-        When ``folder`` holds neither a finished run nor an audit.
+        When ``folder`` holds neither a finished run nor an audit, or one of them cannot be read.
     """
-    metrics, history, audit = (Path(folder) / name for name in (METRICS_NAME, HISTORY_NAME, AUDIT_NAME))
-    finished = metrics.is_file() and history.is_file()
-    if not finished and not audit.is_file():
+    folder = Path(folder)
+    metrics, audit = (_read(folder / name) for name in (METRICS_NAME, AUDIT_NAME))
+    if metrics is None and audit is None:
         raise ValueError(
-            f"{folder} holds no finished run: expected {METRICS_NAME} and {HISTORY_NAME}, or {AUDIT_NAME}"
+            f"{folder} holds no finished run: expected {METRICS_NAME}, or {AUDIT_NAME} of an audit"
         )
-    audited = json.loads(audit.read_text(encoding="utf-8")) if audit.is_file() else None
-    sections = "" if audited is None else audit_sections(audited["full_audit"])
-    if finished:
-        records = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
-        page = _run_page(json.loads(metrics.read_text(encoding="utf-8")), records, sections)
-    else:
-        page = _audit_page(audited, sections)
-    path = Path(folder) / REPORT_NAME
-    atomic_write(path, page)
+    history = _read(folder / HISTORY_NAME, lines=True) or []
+    with drawing():
+        page = _audit_page(audit) if metrics is None else _run_page(metrics, history, audit)
+    path = folder / REPORT_NAME
+    # A lone surrogate, which JSON can write and UTF-8 cannot, is shown as what it is.
+    atomic_write(path, page.encode("utf-8", "backslashreplace"))
     return path
 
 
-def _audit_page(audited: Any, sections: str) -> str:
-    forgotten = ", ".join(audited["forgotten"])
-    body = (
-        f"<p><b>{escape(audited['model'])}</b> on <b>{escape(audited['data'])}</b>; "
-        f"riemann_unlearn {__version__}.</p>{sections}"
-    )
-    return _html(f"Audit: {forgotten}", body)
+def _read(path: Path, *, lines: bool = False) -> Any:
+    """The JSON in a file, or of each of its lines; None without the file."""
+    if not path.is_file():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
+    except ValueError as error:  # of the encoding, or of JSON
+        raise ValueError(
+            f"{path} cannot be read ({error}); it should be as it was written by a run"
+        ) from None
 
 
-def _run_page(metrics: dict[str, Any], history: list[dict[str, Any]], sections: str) -> str:
-    title = f"Forget {', '.join(metrics['forget'])}"
-    tables = "".join(
-        f"<h2>{escape(split.capitalize())}</h2>{_table(rows)}" for split, rows in metric_rows(metrics).items()
-    )
-    settings = "".join(
-        f"<tr><td>{escape(name)}</td><td>{value:g}</td></tr>" for name, value in metrics["settings"].items()
-    )
-    body = f"""<p>Method <b>{escape(metrics["method"])}</b> on <b>{escape(metrics["model"])}</b>, data
-<b>{escape(metrics["data"])}</b>; seed {metrics["seed"]}, {metrics["steps"]} steps,
-{metrics["seconds"]:.0f} s; riemann_unlearn {__version__}.</p>
-<p class="note">Each bar shows before (grey) and after (blue); the line marks chance. What is
-forgotten should fall to chance at the level that was asked for; everything else should stay.</p>
-{tables}{sections}
-<h2>Loss terms</h2>{_curves(history)}
-<h2>Settings</h2><table><tr><th>setting</th><th>value</th></tr>{settings}</table>
-"""
-    return _html(title, body)
+def _run_page(
+    metrics: Mapping[str, Any], history: list[dict[str, Any]], audit: Mapping[str, Any] | None
+) -> str:
+    facts = {
+        "method": metrics["method"],
+        "model": metrics["model"],
+        "data": metrics["data"],
+        "seed": metrics["seed"],
+        "steps": metrics["steps"],
+        "seconds": f"{metrics['seconds']:.0f}",
+        "riemann_unlearn": __version__,
+    }
+    sections = [_split(number, title, rows) for number, (title, rows) in enumerate(measured(metrics).items())]
+    if audit is None:
+        sections += _unmeasured(not_measured(metrics["after"]["unmet"]))
+    else:
+        sections += _audit(audit)
+    sections += [*_loss(history), *_settings(metrics["settings"])]
+    return _html(f"Forget {', '.join(metrics['forget'])}", facts, sections)
 
 
-def _html(title: str, body: str) -> str:
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
-<meta name="viewport" content="width=device-width"><style>{_STYLE}{AUDIT_STYLE}</style></head><body>
-<h1>{escape(title)}</h1>
-{body}</body></html>
-"""
+def _audit_page(audit: Mapping[str, Any]) -> str:
+    facts = {"model": audit["model"], "data": audit["data"], "riemann_unlearn": __version__}
+    return _html(f"Audit: {', '.join(audit['forgotten'])}", facts, _audit(audit))
 
 
-def _table(rows: list[tuple[str, tuple[Any, Any], tuple[Any, Any], float]]) -> str:
-    head = "<tr><th></th>" + "".join(
-        f"<th>{group} before</th><th>after</th><th></th>" for group in ("forget", "retain")
-    )
-    body = "".join(
-        f"<tr><td>{escape(label)}</td>{_cells(*forget, chance)}{_cells(*retain, chance)}</tr>"
-        for label, forget, retain, chance in rows
-    )
-    return f"<table>{head}</tr>{body}</table>"
+def _split(number: int, title: str, rows: list[Measured]) -> Section:
+    """Before and after of one part of the data, or of the short audit."""
+    table = run_table(title, rows)
+    name = f"bars-{number}"
+    described = f"Bars of the table above: before in grey, after in blue; {len(rows)} measures."
+    svg = _svg(before_after_bars(rows), name, f"{title}: before and after", described)
+    return Section(title.capitalize(), texts=(_READING,) if number == 0 else (), table=table, svg=svg)
 
 
-def _cells(before: float | None, after: float | None, chance: float) -> str:
-    if before is None or after is None:
-        return "<td>–</td><td>–</td><td></td>"
-    bar = (
-        '<svg class="bar" viewBox="0 0 100 12" preserveAspectRatio="none">'
-        f'<rect class="before" y="0" height="5" width="{100 * before:.1f}"/>'
-        f'<rect class="after" y="6" height="5" width="{100 * after:.1f}"/>'
-        f'<line class="chance" x1="{100 * chance:.1f}" x2="{100 * chance:.1f}" y2="12"/></svg>'
-    )
-    return f"<td>{100 * before:.1f} %</td><td>{100 * after:.1f} %</td><td>{bar}</td>"
+def _audit(report: Mapping[str, Any]) -> list[Section]:
+    full = report["full_audit"]
+    return [*map(_asked, audit_tables(full)), *_unmeasured(not_measured(report["unmet"]))]
 
 
-def _curves(history: list[dict[str, Any]]) -> str:
-    """Every loss term against the step, as one inline SVG."""
-    names = [name for name in history[0] if name.endswith("_loss")]
-    values = [record[name] for record in history for name in names]
-    low, high = min(values), max(values)
-    span, last = (high - low) or 1.0, max(1, len(history) - 1)
-
-    def points(name: str) -> str:
-        return " ".join(
-            f"{50 + 640 * i / last:.1f},{210 - 200 * (record[name] - low) / span:.1f}"
-            for i, record in enumerate(history)
+def _asked(asked: Asked) -> Section:
+    """A measure's table, and its figure where it draws one."""
+    if asked.measure is None:
+        texts: tuple[str, ...] = (
+            "No measure of this name is registered here; these are the values as they were written.",
         )
+        return Section(asked.table.title, asked.on, texts, asked.table)
+    measure = asked.measure
+    figure = measure.figure(asked.values)
+    return Section(
+        measure.title,
+        asked.on,
+        (measure.reading,),
+        asked.table,
+        None if figure is None else _svg(figure, measure.name, measure.title, measure.reading),
+        paper=measure.paper,
+    )
 
-    lines = "".join(
-        f'<polyline stroke="{colour}" points="{points(name)}"/>'
-        for name, colour in zip(names, _COLOURS * len(names), strict=False)
+
+def _unmeasured(reasons: Mapping[str, str]) -> list[Section]:
+    return [Section("Not measured", items=reasons)] if reasons else []
+
+
+def _loss(history: list[dict[str, Any]]) -> list[Section]:
+    """The curves of the loss terms; nothing for a method that takes no steps."""
+    figure = loss_curves(history)
+    if figure is None:
+        return []
+    ends = "; ".join(
+        f"{name} from {first:.3g} to {last:.3g}" for name, (first, last) in loss_ends(history).items()
     )
-    legend = "".join(
-        f'<span style="color:{colour}">■ {escape(name.removesuffix("_loss").replace("_", " "))}</span>'
-        for name, colour in zip(names, _COLOURS * len(names), strict=False)
+    title = "Loss terms"
+    return [Section(title, svg=_svg(figure, "loss", title, f"{len(history)} steps: {ends}."))]
+
+
+def _settings(settings: Mapping[str, Any]) -> list[Section]:
+    rows = tuple(
+        # Booleans are numbers to Python, not to a reader.
+        Row(name, (f"{value:g}" if isinstance(value, float) else str(value),))
+        for name, value in settings.items()
     )
-    return (
-        f'<figure><svg viewBox="0 0 700 235" role="img" aria-label="loss terms against the step">'
-        f'<g font-size="11" fill="#586474"><text x="2" y="16">{high:.3g}</text>'
-        f'<text x="2" y="212">{low:.3g}</text><text x="50" y="230">step 1</text>'
-        f'<text x="690" y="230" text-anchor="end">step {len(history)}</text></g>'
-        f'<path d="M50 10V210H690" fill="none" stroke="#b8c2cf"/>{lines}</svg>'
-        f'<figcaption class="legend">{legend}</figcaption></figure>'
+    return [Section("Settings", table=Table("Settings", ("value",), rows, corner="setting"))] if rows else []
+
+
+def _svg(figure: Figure, name: str, title: str, description: str) -> Markup:
+    """A figure as markup, which is the only one that the templates take as it is."""
+    return Markup(figure_svg(figure, name, title, description))
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("riemann_unlearn.report"),
+        autoescape=True,  # of every template, whatever its file is called
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+
+
+def _html(title: str, facts: Mapping[str, Any], sections: list[Section]) -> str:
+    template = _environment().get_template("page.html")
+    return template.render(title=title, facts=facts, sections=sections, version=__version__) + "\n"

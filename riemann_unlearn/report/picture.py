@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from riemann_unlearn.data import Dataset, ImageTextData
+from riemann_unlearn.data import Dataset, Samples
 from riemann_unlearn.data import load as load_data
-from riemann_unlearn.data.captions import name_caption
-from riemann_unlearn.evaluation.encoding import encode_images, encode_texts
+from riemann_unlearn.evaluation.features import encode_images, encode_texts, nearest
+from riemann_unlearn.evaluation.subject import HELDOUT, SEEN
 from riemann_unlearn.io import atomic_write
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.models import load as load_model
-from riemann_unlearn.unlearning.loop import METRICS_NAME
+from riemann_unlearn.report.figures import BLUE, GREY, ORANGE, drawing
+from riemann_unlearn.report.tables import measured
+from riemann_unlearn.runs import METRICS_NAME
 
 SHOWN = 4
 """Images of either kind in the picture."""
-_GREY, _BLUE, _ORANGE = "#b8c2cf", "#2563a8", "#c2410c"
 
 
 def write_picture(run: str | Path, path: str | Path) -> None:
@@ -49,10 +53,11 @@ def write_picture(run: str | Path, path: str | Path) -> None:
     dataset = load_data(metrics["data"])
     shown = _shown(dataset, metrics["forget"])
     before, after = (_called(load_model(model), shown) for model in (metrics["model"], run))
-    atomic_write(path, _draw(metrics, shown, before, after, heldout=dataset.heldout is not None))
+    with drawing():
+        atomic_write(path, _draw(metrics, shown, before, after, SEEN if dataset.heldout is None else HELDOUT))
 
 
-def _shown(dataset: Dataset, forget: list[str]) -> ImageTextData:
+def _shown(dataset: Dataset, forget: list[str]) -> Samples:
     """Forgotten images first, then retained ones, at even steps through each."""
     data = dataset.heldout or dataset.seen
     chosen = dataset.taxonomy.select(forget).concepts[data.concept]
@@ -65,21 +70,20 @@ def _evenly(rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _called(model: DualEncoder, data: ImageTextData) -> list[str]:
-    """The nearest of all names for each image."""
-    names = [name_caption(concept) for concept in data.taxonomy.concepts]
-    similarity = model.similarity(encode_images(model, data.images), encode_texts(model, names))
-    return [names[i] for i in similarity.argmax(1).tolist()]
+def _called(model: DualEncoder, data: Samples) -> list[str]:
+    """The label of the most specific level whose caption is nearest to each image."""
+    level = data.taxonomy.levels[0]
+    texts = encode_texts(model, level.captions)
+    best = nearest(model.space, encode_images(model, data.images), texts, 1)[:, 0]
+    return [level.labels[i] for i in best.tolist()]
 
 
 def _draw(
-    metrics: dict[str, Any], shown: ImageTextData, before: list[str], after: list[str], heldout: bool
+    metrics: Mapping[str, Any], shown: Samples, before: list[str], after: list[str], split: str
 ) -> bytes:
-    from matplotlib.figure import Figure
-
     concepts = shown.taxonomy.concepts
     chosen = shown.taxonomy.select(metrics["forget"]).concepts[shown.concept]
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(12, 5), layout="constrained", facecolor="white")
     halves: Any = figure.subfigures(1, 2, width_ratios=[3, 2])
     left, right = halves
     grid = left.subplots(2, SHOWN, squeeze=False)
@@ -90,37 +94,41 @@ def _draw(
     for i, forgotten in enumerate(chosen.tolist()):
         panel = grid[0 if forgotten else 1][position[forgotten]]
         position[forgotten] += 1
-        panel.imshow(shown.images[i].permute(1, 2, 0).numpy())
+        # One at a time: images of a set may differ in size.
+        panel.imshow(shown.images[torch.tensor([i])][0].permute(1, 2, 0).cpu().numpy())
         panel.set_title(_short(concepts[int(shown.concept[i])].name), fontsize=10, fontweight="bold")
         caption = f"before: {_short(before[i])}\nafter: {_short(after[i])}"
-        panel.set_xlabel(caption, fontsize=9, color=_ORANGE if forgotten else _BLUE)
-    kind = "held-out renderings" if heldout else "images"
+        panel.set_xlabel(caption, fontsize=9, color=ORANGE if forgotten else BLUE)
     left.suptitle(f"Forgotten: {', '.join(metrics['forget'])} (top)   ·   retained (bottom)", fontsize=11)
-    _bars(right.subplots(), metrics, heldout)
-    right.suptitle(f"{metrics['method']} on {metrics['model']}, {kind}", fontsize=11)
+    _bars(right.subplots(), metrics, split)
+    right.suptitle(f"{metrics['method']} on {metrics['model']}, {split}", fontsize=11)
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png", metadata={"Software": None})
+    figure.savefig(buffer, dpi=110, format="png", metadata={"Software": None}, facecolor="white")
     return buffer.getvalue()
 
 
-def _bars(axes: Any, metrics: dict[str, Any], heldout: bool) -> None:
-    parts = [metrics[time]["heldout"] if heldout else metrics[time] for time in ("before", "after")]
-    rows = [
-        ("forgotten:\nsubcategory", "forget", "accuracy"),
-        ("forgotten:\ncategory", "forget", "parent_accuracy"),
-        ("retained:\nsubcategory", "retain", "accuracy"),
-        ("retained:\nname in top 5", "retain", "recall_at_5"),
-    ]
-    for offset, part, colour, label in ((-0.2, parts[0], _GREY, "before"), (0.2, parts[1], _BLUE, "after")):
-        heights = [100 * (part[group][measure] or 0.0) for _, group, measure in rows]
-        bars = axes.bar([i + offset for i in range(len(rows))], heights, 0.38, color=colour, label=label)
+def _bars(axes: Axes, metrics: Mapping[str, Any], split: str) -> None:
+    """The forgotten at the level that probes ask at and the one above; the retained there and by name."""
+    rows = measured(metrics)[split]
+    # As in the table: that level, two of names, and what is above; with one level there are only the names.
+    shown = [("forget", rows[0]), *(("forget", row) for row in rows[3:4]), ("retain", rows[0])]
+    if len(rows) > 2:
+        shown.append(("retain", rows[2]))
+    for which, offset, colour, label in ((0, -0.2, GREY, "before"), (1, 0.2, BLUE, "after")):
+        heights = [100 * (row.shares[group][which] or 0.0) for group, row in shown]
+        bars = axes.bar([i + offset for i in range(len(shown))], heights, 0.38, color=colour, label=label)
         axes.bar_label(bars, fmt="%.0f", fontsize=9)
-    for i, (_, _, measure) in enumerate(rows):
-        chance = 100 * metrics["chance"][measure]
-        axes.plot([i - 0.42, i + 0.42], [chance, chance], color=_ORANGE, label="chance" if i == 0 else None)
-    axes.set_xticks(range(len(rows)), [label for label, _, _ in rows], fontsize=9)
+    for i, (_, row) in enumerate(shown):
+        if row.chance is not None:
+            label = "chance" if i == 0 else None
+            axes.plot([i - 0.42, i + 0.42], [100 * row.chance] * 2, color=ORANGE, label=label)
+    names = {"forget": "forgotten", "retain": "retained"}
+    axes.set_xticks(
+        range(len(shown)),
+        [f"{names[group]}:\n{row.label.replace(' (', chr(10) + '(')}" for group, row in shown],
+        fontsize=9,
+    )
     axes.set_ylabel("%")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
 
 

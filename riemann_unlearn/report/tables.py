@@ -1,122 +1,242 @@
-"""Metrics as plain text tables, for a terminal."""
+"""What is shown of a run, an evaluation and an audit, as tables; for the terminal and for the page alike.
+
+The words of a row come from where its figures do: levels from the data's taxonomy, whose names stand in
+what was measured, and everything else from the measures themselves. So data of any number of levels, and a
+third party's measure, are shown like ours.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from riemann_unlearn.report.audit_tables import audit_text
+from riemann_unlearn.evaluation.measures.base import ROLE_NAMES, ROLES, Measure, chosen_measures, percent
+from riemann_unlearn.evaluation.subject import HELDOUT, SEEN
+from riemann_unlearn.report.text import Row, Table, tables_text
 
-MEASURES = {
-    "accuracy": "accuracy (subcategory)",
-    "recall_at_1": "recall@1 (name)",
-    "recall_at_5": "recall@5 (name)",
-    "parent_accuracy": "accuracy (category)",
-}
-"""The measures of :func:`riemann_unlearn.evaluation.zero_shot`, with the level each one asks about."""
-
-_SPLITS = {"seen images": (), "held-out images": ("heldout",)}
-
-_AUDIT = {
-    "paraphrase": ("by keywords (recall@1)", "recall_at_1"),
-    "prototype": ("by image prototypes (accuracy)", "accuracy"),
-}
-"""The measures of :func:`riemann_unlearn.evaluation.audit`, and the measure whose chance is theirs."""
+GROUPS = ("forget", "retain")
+_SPLITS = {SEEN: None, HELDOUT: "heldout"}
+_ASKED_OTHERWISE = "audit: asked in other ways"
+_RUN_WIDTHS = (8, 8, 9) * len(GROUPS)
+"""Of before, after and change; the change stands a little apart."""
 
 
-def metrics_table(metrics: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class Measured:
+    """One measure of a run."""
+
+    label: str
+    shares: Mapping[str, tuple[float | None, float | None]]
+    """Before and after, by group, each in [0, 1]; None for a group without images."""
+    chance: float | None
+    """What a guess scores, where that is known."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One measure of a full audit, of every model it could be measured of."""
+
+    name: str
+    table: Table
+    reading: str
+    on: str
+    """The images it was measured on."""
+    measure: Measure | None
+    """None where no measure of that name is registered here: the audit is of another program."""
+    values: Mapping[str, Any]
+    """By role."""
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> str:
     """Before and after of a run, in percent, with the level of chance.
 
     Parameters
     ----------
-    metrics : dict
+    metrics : mapping
         As in :class:`riemann_unlearn.unlearning.UnlearningResult`.
 
     Returns
     -------
     str
-        One line a measure, for forget and retain, for every split.
+        One line a measure, for forget and retain, for every split; then what was not measured, and why.
     """
-    lines = [
+    steps = f"{metrics['steps']} steps, " if metrics["steps"] else ""
+    head = (
         f"{metrics['method']} on {metrics['model']}: forget {', '.join(metrics['forget'])} "
-        f"(seed {metrics['seed']}, {metrics['steps']} steps, {metrics['seconds']:.0f} s)"
-    ]
-    for title, rows in metric_rows(metrics).items():
-        lines.append(f"\n{title:31}{'forget':^25}{'retain':^25}\n{'%':31}" + 2 * _HEADER)
-        for name, forget, retain, chance in rows:
-            cells = "".join(f"{_percent(b)}{_percent(a)}{_change(b, a)}" for b, a in (forget, retain))
-            lines.append(f"{name:31}{cells}   chance {100 * chance:.2f}")
-    return "\n".join(lines)
+        f"(seed {metrics['seed']}, {steps}{metrics['seconds']:.0f} s)"
+    )
+    tables = [run_table(title, rows) for title, rows in measured(metrics).items()]
+    return _text(head, tables, not_measured(metrics["after"]["unmet"]))
 
 
-def metric_rows(
-    metrics: dict[str, Any],
-) -> dict[str, list[tuple[str, tuple[Any, Any], tuple[Any, Any], float]]]:
-    """For each split: (measure, forget (before, after), retain (before, after), chance)."""
-    found = {}
-    for title, path in _SPLITS.items():
-        before, after = metrics["before"], metrics["after"]
-        for key in path:
-            before, after = before.get(key), after.get(key)
-        if before is None:
-            continue
-        found[title] = [
-            (
-                label,
-                (before["forget"][name], after["forget"][name]),
-                (before["retain"][name], after["retain"][name]),
-                metrics["chance"][name],
-            )
-            for name, label in MEASURES.items()
-        ]
-    before, after = metrics["audit"]["before"], metrics["audit"]["after"]
-    found["audit: asked in other ways"] = [
-        (
-            label,
-            (before[name]["forget"], after[name]["forget"]),
-            (before[name]["retain"], after[name]["retain"]),
-            metrics["chance"][chance],
-        )
-        for name, (label, chance) in _AUDIT.items()
-        if name in before
-    ]
-    return found
-
-
-def evaluation_table(report: dict[str, Any]) -> str:
-    """One evaluation, in percent.
+def evaluation_table(report: Mapping[str, Any]) -> str:
+    """One evaluation, in percent, and the tables of its full audit where it has one.
 
     Parameters
     ----------
-    report : dict
+    report : mapping
         As :func:`riemann_unlearn.evaluate` returns it, with ``model`` and ``forgotten`` added.
     """
-    lines = [f"{report['model']}; forget means {', '.join(report['forgotten'])}"]
-    for title, path in _SPLITS.items():
-        part = report
-        for key in path:
-            part = part.get(key, {})
-        if not part:
-            continue
-        lines.append(f"\n{title:31}{'forget':>8}{'retain':>8}")
-        for name, label in MEASURES.items():
-            cells = _percent(part["forget"][name]) + _percent(part["retain"][name])
-            lines.append(f"{label:31}{cells}")
-    lines.append(f"\n{'audit: asked in other ways':31}{'forget':>8}{'retain':>8}")
-    for name, (label, _) in _AUDIT.items():
-        if name in report["audit"]:
-            part = report["audit"][name]
-            lines.append(f"{label:31}{_percent(part['forget'])}{_percent(part['retain'])}")
+    head = f"{report['model']}; forget means {', '.join(report['forgotten'])}"
+    # One model is a run that changed nothing, of which only one side is shown.
+    twice = {"before": report["audit"], "after": report["audit"]}
+    once = measured({"before": report, "after": report, "audit": twice})
+    tables = [
+        Table(
+            title,
+            GROUPS,
+            tuple(Row(one.label, tuple(percent(one.shares[group][0]) for group in GROUPS)) for one in rows),
+        )
+        for title, rows in once.items()
+    ]
     if "full_audit" in report:
-        lines.append(audit_text(report["full_audit"]))
-    return "\n".join(lines)
+        head += f"; neighbours are {', '.join(report['full_audit']['neighbours']) or 'none'}"
+        tables += [asked.table for asked in audit_tables(report["full_audit"])]
+    return _text(head, tables, not_measured(report["unmet"]))
 
 
-_HEADER = f"{'before':>8}{'after':>8}{'change':>9}"
+def measured(metrics: Mapping[str, Any]) -> dict[str, list[Measured]]:
+    """What was measured in a run before and after, under the title of each table.
+
+    Parameters
+    ----------
+    metrics : mapping
+        As in ``metrics.json``. Its names of levels decide what rows there are.
+    """
+    before, after, chance = metrics["before"], metrics["after"], metrics.get("chance", {})
+    result = {}
+    for title, split in _SPLITS.items():
+        first, last = (part if split is None else part.get(split) for part in (before, after))
+        if first is None or last is None:
+            continue
+        result[title] = [
+            Measured(
+                label,
+                {group: (_at(first[group], path), _at(last[group], path)) for group in GROUPS},
+                _at(chance, path) if chance else None,
+            )
+            for label, path in _zero_shot_rows(first[GROUPS[0]])
+        ]
+    first, last = metrics["audit"]["before"], metrics["audit"]["after"]
+    known = chosen_measures()
+    asked = [
+        Measured(
+            (known[name].label or known[name].title) if name in known else name,
+            {group: (first[name][group], last[name][group]) for group in GROUPS},
+            chance.get(name),
+        )
+        for name in first
+        if name in last
+    ]
+    return result | ({_ASKED_OTHERWISE: asked} if asked else {})
 
 
-def _percent(value: float | None) -> str:
-    return f"{'–':>8}" if value is None else f"{100 * value:8.1f}"
+def run_table(title: str, rows: Sequence[Measured]) -> Table:
+    """Before, after and change of each group in percent, and the level of chance.
+
+    Parameters
+    ----------
+    title : str
+    rows : sequence of Measured
+    """
+    lines = []
+    for row in rows:
+        cells = []
+        for group in GROUPS:
+            before, after = row.shares[group]
+            change = "–" if before is None or after is None else f"{100 * (after - before):+.1f}"
+            cells += [percent(before), percent(after), change]
+        remark = "" if row.chance is None else f"chance {100 * row.chance:.2f}"
+        lines.append(Row(row.label, tuple(cells), remark))
+    heads = ("before", "after", "change") * len(GROUPS)
+    return Table(title, heads, tuple(lines), spans=GROUPS, corner="%", widths=_RUN_WIDTHS)
 
 
-def _change(before: float | None, after: float | None) -> str:
-    return f"{'–':>9}" if before is None or after is None else f"{100 * (after - before):+9.1f}"
+def audit_tables(full: Mapping[str, Any]) -> list[Asked]:
+    """The tables of a full audit, one column a model.
+
+    Parameters
+    ----------
+    full : mapping
+        As :func:`riemann_unlearn.evaluate` returns it under ``full_audit``.
+
+    Returns
+    -------
+    list of Asked
+        Without the measures that could not be made of any model; :func:`not_measured` has them. A measure
+        that is not registered here, a third party's read back from a file, is shown as it was written.
+    """
+    known = chosen_measures()
+    result = []
+    for name, of_roles in full.items():
+        if not isinstance(of_roles, Mapping) or not set(of_roles) <= set(ROLES):
+            continue  # what is said of all measures, such as the seconds that each took
+        values = {role: of_roles[role] for role in ROLES if of_roles.get(role) is not None}
+        measure = known.get(name)
+        columns = {
+            role: _written(value) if measure is None else measure.rows(value)
+            for role, value in values.items()
+        }
+        # What no model has a figure for is no row.
+        labels = dict.fromkeys(
+            label for rows in columns.values() for label, cell in rows.items() if cell != "–"
+        )
+        rows = tuple(Row(label, tuple(rows.get(label, "–") for rows in columns.values())) for label in labels)
+        if rows:
+            title = name if measure is None else measure.title
+            table = Table(title, tuple(ROLE_NAMES[role] for role in values), rows)
+            result.append(Asked(name, table, full["on"].get(name, ""), measure, values))
+    return result
+
+
+def not_measured(unmet: Mapping[str, str]) -> dict[str, str]:
+    """What could not be measured, by its title, and why.
+
+    Parameters
+    ----------
+    unmet : mapping
+        Reasons by the measure's name, as an evaluation has them.
+    """
+    known = chosen_measures()
+    return {known[name].title if name in known else name: reason for name, reason in unmet.items()}
+
+
+def _zero_shot_rows(shares: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
+    """The rows that a group's zero-shot measures make: the label, and where the share is.
+
+    First the level above the most specific, which most concepts are asked for at; then the most specific, in
+    two strengths; then what is more general.
+    """
+    first, *above = shares["levels"]
+    own = [
+        (f"recall@1 ({first})", ("levels", first, "accuracy")),
+        (f"recall@5 ({first})", ("levels", first, "recall_at_5")),
+    ]
+    over = [(f"accuracy ({level})", ("levels", level, "accuracy")) for level in above]
+    return [*over[:1], *own, *over[1:]]
+
+
+def _at(value: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def _written(value: Any) -> dict[str, str]:
+    """Rows of a value of an unknown measure: each number or text, under the keys that lead to it."""
+    if isinstance(value, Mapping):
+        parts = {name: _written(part) for name, part in value.items()}
+        return {
+            ": ".join(filter(None, (name, label))): cell
+            for name, part in parts.items()
+            for label, cell in part.items()
+        }
+    if isinstance(value, list):
+        return _written({str(number): part for number, part in enumerate(value, 1)})
+    return {"": f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)}
+
+
+def _text(head: str, tables: Sequence[Table], unmet: Mapping[str, str]) -> str:
+    reasons = [f"\nnot measured: {title}: {reason}" for title, reason in unmet.items()]
+    return "\n".join([head, *([tables_text(tables)] if tables else []), *reasons])

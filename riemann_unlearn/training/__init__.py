@@ -1,5 +1,22 @@
-"""Training of CLIP and MERU from scratch."""
+"""Training: the loop that everything which learns shares, and training a model from scratch."""
 
-from riemann_unlearn.training.train import TrainConfig, train
+from riemann_unlearn.config import TrainConfig
+from riemann_unlearn.training.callbacks import Checkpoint, Clamp, History, ProgressBar, Watch
+from riemann_unlearn.training.driver import Batches, Callback, Driver, as_device
+from riemann_unlearn.training.train import EpochBatches, train, training_loss
 
-__all__ = ["TrainConfig", "train"]
+__all__ = [
+    "Batches",
+    "Callback",
+    "Checkpoint",
+    "Clamp",
+    "Driver",
+    "EpochBatches",
+    "History",
+    "ProgressBar",
+    "TrainConfig",
+    "Watch",
+    "as_device",
+    "train",
+    "training_loss",
+]

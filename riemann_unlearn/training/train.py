@@ -1,86 +1,52 @@
-"""Train CLIP or MERU on image-text pairs with a taxonomy.
+"""Train a dual encoder on image-text pairs with a taxonomy.
 
-The objective is CLIP's symmetric InfoNCE at every level of the taxonomy (Radford et al. 2021), to which
-MERU adds entailment: a caption's cone holds its image, and a broader caption's cone holds the narrower
-caption (Desai et al. 2023, equations 5-8; across levels as in HyCoCLIP, Pal et al. 2024):
+The objective is the family's contrastive loss at every level of the taxonomy (InfoNCE for CLIP, Radford et
+al. 2021), to which a space with cones adds entailment: a caption's cone holds its image, and a broader
+caption's cone holds the narrower caption (MERU, Desai et al. 2023, equations 5-8; across levels as in
+HyCoCLIP, Pal et al. 2024):
 
     L = Σ_level [ L_con(image, text_level) + λ L_ent(image, text_level) ] + λ Σ L_ent(text, text above)
 
-One training run is one folder: ``config.yaml``, ``history.jsonl``, ``checkpoint.pt`` (while it lasts)
-and ``model.safetensors``. An interrupted run goes on from its last whole epoch, and ends with the same
-weights as one that was never interrupted.
+One training is one run directory (:mod:`riemann_unlearn.runs`). An interrupted one goes on from its last
+whole epoch, and ends with the same weights as one that was never interrupted.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
-from tqdm import tqdm
 
-from riemann_unlearn.data import Dataset, load
-from riemann_unlearn.data.batch import LEVELS, Batch, make_batch
-from riemann_unlearn.evaluation import zero_shot
-from riemann_unlearn.io import atomic_write
+from riemann_unlearn.config import TrainConfig
+from riemann_unlearn.data import Dataset, Samples, load
+from riemann_unlearn.data.batch import Batch, make_batch
 from riemann_unlearn.losses import ContrastiveLoss, EntailmentLoss
 from riemann_unlearn.models import DualEncoder, create_model, save_model
 from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
+from riemann_unlearn.runs import RunDirectory, Unused, check_free
+from riemann_unlearn.training.callbacks import Checkpoint, Clamp, History, ProgressBar
+from riemann_unlearn.training.driver import Callback, Driver, as_device
+from riemann_unlearn.training.schedules import cosine
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides what comes out of a training run, besides the model's configuration."""
-
-    data: str = "emoji"
-    epochs: int = 100
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    scalar_learning_rate: float = 1e-2
-    """Of τ, the curvature and the feature scales, which have further to go than a weight has."""
-    weight_decay: float = 0.1
-    warmup_epochs: float = 2.0
-    entailment_weight: float = 0.2
-    """λ, for a hyperbolic model; 0.2 is MERU's."""
-    gradient_clip: float = 1.0
-    precision: str = "float32"
-    """Of the towers: "float32" or "bfloat16" (autocast). The geometry is always float32."""
-    group: int = 8
-    """Every other epoch, this many images of one subcategory go into a batch together: man and woman office
-    worker are told apart by seeing both. 1 leaves every batch to chance."""
-    evaluate_every: int = 10
-    """Epochs between two evaluations."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values no run could use, before any work is done."""
-        for name in ("epochs", "batch_size", "learning_rate", "gradient_clip", "evaluate_every", "group"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_epochs", "entailment_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {self.precision!r}")
+Measure = Callable[[DualEncoder, Samples], Mapping[str, Any]]
+"""What is to be known of a model on some samples."""
 
 
 def train(
     model_config: dict[str, Any],
     config: TrainConfig,
-    output: str | Path,
+    output: str | Path | Unused,
     *,
     data: Dataset | None = None,
+    measure: Measure | None = None,
     resume: bool = False,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> DualEncoder:
     """Train a model from scratch and write it to ``output``.
 
@@ -89,199 +55,249 @@ def train(
     model_config : dict
         As for :func:`riemann_unlearn.models.create_model`.
     config : TrainConfig
-    output : str or Path
+    output : str, Path or Unused
         Folder of the run; made if missing.
     data : Dataset, optional
         What to train on, instead of loading ``config.data``.
+    measure : callable, optional
+        What is recorded of seen and held-out images every ``config.evaluate_every`` epochs, such as
+        :func:`riemann_unlearn.evaluation.zero_shot`; nothing by default.
     resume : bool
         Go on from the checkpoint in ``output``; its configuration must be the same.
     progress : bool
         Show a progress bar.
+    callbacks : sequence of Callback
+        Told of every step, before the history is.
 
     Returns
     -------
     DualEncoder
-        The trained model, in evaluation mode.
+        The trained model, in evaluation mode, on ``config.device``.
 
     Raises
     ------
     ValueError
-        When ``output`` already holds a run and ``resume`` is not set, or holds another one.
+        When ``output`` already holds a run and ``resume`` is not set, or holds another one. Nothing has
+        been written then.
+    RuntimeError
+        When the loss stops being finite.
     """
-    output = Path(output)
-    settings = yaml.safe_dump({"train": asdict(config), "model": model_config}, sort_keys=False)
-    _prepare_folder(output, settings, resume)
+    device = as_device(config.device)
+    settings = {"train": config.to_mapping(), "model": model_config}
+    directory = None
+    if resume and not isinstance(output, Unused) and Path(output).exists():
+        directory = _reopen(Path(output), settings)
+    else:
+        check_free(output)
     dataset = load(config.data) if data is None else data
     torch.manual_seed(config.seed)
-    model = create_model(model_config)
-    state = _State(model, config, steps_per_epoch=math.ceil(len(dataset.seen) / config.batch_size))
-    checkpoint = output / "checkpoint.pt"
-    if resume and checkpoint.is_file():
-        state.load(checkpoint)
+    model = create_model(model_config).to(device)
+    if directory is None:  # all that can be refused has been refused
+        directory = RunDirectory.claim(output, settings)
 
-    bar = tqdm(
-        total=config.epochs * state.steps_per_epoch,
-        initial=state.epoch * state.steps_per_epoch,
-        desc="train",
-        unit="step",
-        disable=None if progress else True,
+    batches = EpochBatches(dataset.seen, model.image_size, config)
+    levels = [level.name for level in dataset.taxonomy.levels]
+    optimizer = _optimizer(model, config)
+    driver = Driver(
+        batches,
+        lambda batch: training_loss(model, batch, config, levels),
+        optimizer,
+        parameters=list(model.parameters()),
+        steps=config.epochs * batches.per_epoch,
+        schedule=cosine(config.epochs * batches.per_epoch, config.warmup_epochs * batches.per_epoch),
+        gradient_clip=config.gradient_clip,
+        precision=config.precision,
+        device=device,
+        callbacks=[
+            Clamp(model),
+            *callbacks,
+            _Epochs(model, dataset, config, batches.per_epoch, measure, directory),
+            # Batch statistics move in the forward pass, so only whole epochs are kept.
+            Checkpoint(directory, {"model": model}, every=batches.per_epoch, at_the_end=False),
+            ProgressBar("train", progress),
+        ],
     )
-    with bar:
-        for epoch in range(state.epoch, config.epochs):
-            started = time.perf_counter()
-            terms = _run_epoch(state, dataset, bar)
-            record: dict[str, Any] = {"epoch": epoch + 1, **terms}
-            record["seconds"] = round(time.perf_counter() - started, 2)
-            if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs:
-                record["seen"] = zero_shot(model, dataset.seen)
-                if dataset.heldout is not None:
-                    record["heldout"] = zero_shot(model, dataset.heldout)
-            state.history.append(record)
-            state.epoch = epoch + 1
-            state.save(checkpoint)
-            lines = (json.dumps(entry) for entry in state.history)
-            atomic_write(output / "history.jsonl", "\n".join(lines) + "\n")
-    save_model(model, output / WEIGHTS_NAME, dtype=torch.float16)
-    checkpoint.unlink()
-    return model.eval()
-
-
-class _State:
-    """What a run carries from one epoch to the next."""
-
-    def __init__(self, model: DualEncoder, config: TrainConfig, steps_per_epoch: int) -> None:
-        self.model = model
-        self.config = config
-        self.steps_per_epoch = steps_per_epoch
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        vectors = [p for p in model.parameters() if p.ndim == 1]
-        scalars = [p for p in model.parameters() if p.ndim == 0]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": config.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-                {"params": scalars, "weight_decay": 0.0, "lr": config.scalar_learning_rate},
-            ],
-            lr=config.learning_rate,
-            betas=(0.9, 0.98),
-            fused=True,
-        )
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.epoch = 0
-        self.history: list[dict[str, Any]] = []
-
-    def _rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine down to zero."""
-        warmup = self.config.warmup_epochs * self.steps_per_epoch
-        if step < warmup:
-            return (step + 1) / warmup
-        whole = self.config.epochs * self.steps_per_epoch
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, whole - warmup)))
-
-    def save(self, path: Path) -> None:
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "generator": self.generator.get_state(),
-                "epoch": self.epoch,
-                "history": self.history,
-            },
-            buffer,
-        )
-        atomic_write(path, buffer.getvalue())
-
-    def load(self, path: Path) -> None:
-        saved = torch.load(path, weights_only=True)
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scheduler.load_state_dict(saved["scheduler"])
-        self.generator.set_state(saved["generator"])
-        self.epoch, self.history = saved["epoch"], saved["history"]
-
-
-def _run_epoch(state: _State, dataset: Dataset, bar: tqdm[Any]) -> dict[str, float]:
-    """One pass over the seen images; returns the mean of each loss term and the scalars at the end."""
-    model, config = state.model, state.config
+    directory.restore({"driver": driver, "model": model})
     model.train()
-    sums: dict[str, float] = {}
-    order = _order(dataset, config.group if state.epoch % 2 else 1, state.generator)
-    for indices in torch.split(order, config.batch_size):
-        batch = make_batch(dataset.seen, indices, model.image_size, state.generator)
-        terms = training_loss(model, batch, config)
-        loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            raise RuntimeError(
-                f"the loss became {loss.item()} in epoch {state.epoch + 1}; "
-                "a smaller learning_rate or gradient_clip usually mends it"
-            )
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-        state.optimizer.step()
-        state.scheduler.step()
-        model.clamp_()
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + value.item() / state.steps_per_epoch
-        bar.update()
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    driver.run()
     model.eval()
-    return {**sums, "logit_scale": model.logit_scale.exp().item(), **_curvature(model)}
+    with directory.writing():
+        save_model(model, directory.folder / WEIGHTS_NAME, dtype=torch.float16)
+    directory.finish()
+    return model
 
 
-def _order(dataset: Dataset, group: int, generator: torch.Generator) -> Tensor:
-    """A random order of the seen images in which runs of ``group`` share a subcategory."""
-    order = torch.randperm(len(dataset.seen), generator=generator)
-    if group == 1:
-        return order
-    subcategory = dataset.taxonomy.subcategory_of[dataset.seen.concept[order]]
-    runs = [
-        run
-        for members in torch.split(order[subcategory.argsort(stable=True)], subcategory.bincount().tolist())
-        for run in torch.split(members, group)
-    ]
-    return torch.cat([runs[i] for i in torch.randperm(len(runs), generator=generator).tolist()])
+def training_loss(
+    model: DualEncoder, batch: Batch, config: TrainConfig, levels: Sequence[str]
+) -> dict[str, Tensor]:
+    """The weighted terms of the training objective on one batch; their sum is the loss.
 
-
-def training_loss(model: DualEncoder, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
-    """The weighted terms of the training objective on one batch; their sum is the loss."""
-    autocast = PRECISIONS[config.precision]
-    with torch.autocast(batch.images.device.type, dtype=autocast, enabled=autocast is not None):
-        images = model.encode_image(model.preprocess(batch.images))
-        texts = model.encode_text(model.tokenize(batch.texts))
-    c, scale = model.curvature, model.logit_scale.exp()
-    contrastive = ContrastiveLoss(geometry=model.geometry)
-    entailment = EntailmentLoss()
+    Parameters
+    ----------
+    model : DualEncoder
+    batch : Batch
+        On the model's device.
+    config : TrainConfig
+        Says how much entailment weighs.
+    levels : sequence of str
+        What the taxonomy's levels are called, for the names of the terms.
+    """
+    images = model.encode_image(model.preprocess(batch.images))
+    texts = model.encode_text(model.tokenize(batch.texts))
+    contrastive, entailment, space = ContrastiveLoss(), EntailmentLoss(), model.space
     terms: dict[str, Tensor] = {}
     narrower = images
-    for level in LEVELS:
-        pairing = batch.pairings[level]
-        captions = texts[pairing.row]
-        terms[f"contrastive_{level}_loss"] = contrastive(
-            images, captions, logit_scale=scale, c=c, caption_ids=pairing.caption_ids
-        )
-        if c is not None:
-            cones = entailment(images, captions, c=c)
-            if narrower is not images:
-                cones = cones + entailment(narrower, captions, c=c)
-            terms[f"entailment_{level}_loss"] = config.entailment_weight * cones
-            narrower = captions
+    # The towers may run under autocast, the geometry never does: distances of near pairs need every digit.
+    with torch.autocast(images.device.type, enabled=False):
+        for level, pairing in zip(levels, batch.pairings, strict=True):
+            captions = texts[pairing.row]
+            terms[f"contrastive_{level}_loss"] = contrastive(
+                images, captions, space=space, caption_ids=pairing.caption_ids
+            )
+            if space.has_cones:
+                outside = entailment(images, captions, space=space)
+                if narrower is not images:
+                    outside = outside + entailment(narrower, captions, space=space)
+                terms[f"entailment_{level}_loss"] = config.entailment_weight * outside
+                # One level up, a caption's cone is to hold this one too.
+                narrower = captions
     return terms
 
 
-def _curvature(model: DualEncoder) -> dict[str, float]:
-    return {} if model.curvature is None else {"curvature": model.curvature.item()}
+class EpochBatches:
+    """Batches of seen images, every image once an epoch.
+
+    Every other epoch, from the second on, runs of ``config.group`` images of one class stay together, the
+    class being the label at the taxonomy's grouping level: what is alike is told apart by seeing both.
+
+    Parameters
+    ----------
+    samples : Samples
+    size : tuple of int
+        Height and width of the views.
+    config : TrainConfig
+        Says how large batches and groups are, and the seed.
+
+    Attributes
+    ----------
+    per_epoch : int
+        Batches in an epoch; the last one may be smaller.
+    """
+
+    def __init__(self, samples: Samples, size: tuple[int, int], config: TrainConfig) -> None:
+        self.samples, self.size = samples, size
+        self.batch_size, self.group = config.batch_size, config.group
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.per_epoch = math.ceil(len(samples) / config.batch_size)
+        self._order = torch.empty(0, dtype=torch.long)
+
+    def draw(self, number: int) -> Batch:
+        """The batch of a step."""
+        epoch, position = divmod(number, self.per_epoch)
+        if position == 0:
+            self._order = self.order(epoch)
+        start = position * self.batch_size
+        rows = self._order[start : start + self.batch_size]
+        return make_batch(self.samples, rows, self.size, self.generator)
+
+    def order(self, epoch: int) -> Tensor:
+        """The rows of all images in the order of an epoch, the first being 0."""
+        order = torch.randperm(len(self.samples), generator=self.generator)
+        if epoch % 2 == 0 or self.group == 1:
+            return order
+        label = self.samples.labels(self.samples.taxonomy.grouping)[order]
+        members = torch.split(order[label.argsort(stable=True)], label.bincount().tolist())
+        runs = [run for rows in members for run in torch.split(rows, self.group)]
+        return torch.cat([runs[i] for i in torch.randperm(len(runs), generator=self.generator).tolist()])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator, and the order of the epoch."""
+        return {"generator": self.generator.get_state(), "order": self._order}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state."""
+        self.generator.set_state(state["generator"])
+        self._order = state["order"]
 
 
-def _prepare_folder(output: Path, settings: str, resume: bool) -> None:
-    """Make the run's folder, or check that the run in it is this one."""
-    path = output / "config.yaml"
-    if resume and path.is_file() and path.read_text() != settings:
+class _Epochs(History):
+    """One record an epoch: the mean of each term, the scalars at the end, and now and then a measurement."""
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        dataset: Dataset,
+        config: TrainConfig,
+        per_epoch: int,
+        measure: Measure | None,
+        directory: RunDirectory,
+    ) -> None:
+        super().__init__(directory)
+        self.model, self.dataset, self.config = model, dataset, config
+        self.per_epoch, self.measure = per_epoch, measure
+        self._sums: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    def started(self, driver: Driver) -> None:
+        """Begin an epoch."""
+        self._begin()
+
+    def stepped(self, driver: Driver, record: dict[str, Any]) -> None:
+        """Add to the epoch's means; at its end keep its record."""
+        for name, value in record.items():
+            if name.endswith("_loss"):
+                self._sums[name] = self._sums.get(name, 0.0) + value / self.per_epoch
+        epoch, position = divmod(driver.step, self.per_epoch)
+        if position:
+            return
+        entry: dict[str, Any] = {"epoch": epoch, **self._sums, **_scalars(self.model)}
+        entry["seconds"] = round(time.perf_counter() - self._started, 2)
+        if self.measure is not None and (
+            epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs
+        ):
+            entry["seen"] = self.measure(self.model, self.dataset.seen)
+            if self.dataset.heldout is not None:
+                entry["heldout"] = self.measure(self.model, self.dataset.heldout)
+        self.records.append(entry)
+        self.write()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._sums, self._started = {}, time.perf_counter()
+
+
+def _scalars(model: DualEncoder) -> dict[str, float]:
+    """τ and what else the space has learned, as it is."""
+    return {"curvature" if name == "c" else name: float(value) for name, value in model.loss_inputs().items()}
+
+
+def _optimizer(model: DualEncoder, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, with weight decay on matrices alone and a rate of their own for τ, c and the feature scales."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    scalars = [p for p in model.parameters() if p.ndim == 0]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+            {"params": scalars, "weight_decay": 0.0, "lr": config.scalar_learning_rate},
+        ],
+        lr=config.learning_rate,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+
+
+def _reopen(output: Path, settings: Mapping[str, Any]) -> RunDirectory:
+    """The training in a folder, if it is the one asked for; where it is computed is of no matter."""
+    directory = RunDirectory.reopen(output)
+    saved, asked = (_without_device(config) for config in (directory.config, settings))
+    if saved != asked:
         raise ValueError(f"{output} holds a run with another configuration; use another folder")
-    if not resume and output.exists() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty; go on with --resume, or use another folder")
-    output.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, settings)
+    return directory
+
+
+def _without_device(settings: Mapping[str, Any]) -> dict[str, Any]:
+    options = settings.get("train")
+    kept = {k: v for k, v in options.items() if k != "device"} if isinstance(options, dict) else options
+    return {**settings, "train": kept}

@@ -1,23 +1,33 @@
-"""Unlearning: a registry of methods, and the loop that runs them."""
+"""Unlearning: a registry of methods, what runs them on a model, and forgetting in an index."""
 
+from riemann_unlearn.config import RunConfig
+from riemann_unlearn.unlearning.api import Interrupted, UnlearningResult, unlearn
 from riemann_unlearn.unlearning.index import IndexResult, unlearn_index
-from riemann_unlearn.unlearning.loop import (
-    Interrupted,
-    RunConfig,
-    UnlearningResult,
-    read_config,
-    unlearn,
+from riemann_unlearn.unlearning.methods import (
+    METHODS,
+    DirectMethod,
+    GradientMethod,
+    Method,
+    create_method,
+    list_methods,
+    setting,
 )
-from riemann_unlearn.unlearning.methods import create_method, list_methods
+from riemann_unlearn.unlearning.problem import Problem, Step
 
 __all__ = [
+    "METHODS",
+    "DirectMethod",
+    "GradientMethod",
     "IndexResult",
     "Interrupted",
+    "Method",
+    "Problem",
     "RunConfig",
+    "Step",
     "UnlearningResult",
     "create_method",
     "list_methods",
-    "read_config",
+    "setting",
     "unlearn",
     "unlearn_index",
 ]

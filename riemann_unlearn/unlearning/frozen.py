@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,6 +20,10 @@ class FrozenCopy:
     is the same. So they run once: what they gave in the model, inside :meth:`following`, the copy takes
     over when it is shown the same images next. Convolutions give the same bits either way; attention
     rounds differently where no gradient is asked for.
+
+    The model itself is touched by forward hooks alone, and by those only inside :meth:`following`. In the
+    copy a module stands in the place of each such layer (:class:`Recall`), so the copy is a model like any
+    other: it can be saved, copied, compiled, and asked from several threads.
 
     Parameters
     ----------
@@ -42,12 +46,15 @@ class FrozenCopy:
 
     def __init__(self, model: DualEncoder, moved: Iterable[nn.Parameter]) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
-        self._layers: list[tuple[nn.Module, _Recall]] = []
-        for name, layer in _unmoved(model.visual, set(moved)):
-            own = self.model.visual.get_submodule(name)
-            recall = _Recall(own.forward)
-            # Not another module in its place: towers read attributes of their layers.
-            own.forward = recall
+        # Of a compiled tower the module inside: a graph that was compiled as a whole asks no layer.
+        live, own = (_uncompiled(tower) for tower in (model.visual, self.model.visual))
+        self.model.visual = own
+        self._layers: list[tuple[nn.Module, Recall]] = []
+        for path, layer in list(_unmoved(live, set(moved))):
+            parent = own.get_submodule(".".join(path[:-1]))
+            twin = parent.get_submodule(path[-1])
+            recall = RecallSequence(twin) if isinstance(twin, nn.Sequential) else Recall(twin)
+            parent.register_module(path[-1], recall)
             self._layers.append((layer, recall))
 
     @contextmanager
@@ -59,34 +66,77 @@ class FrozenCopy:
             yield
 
 
-def _unmoved(
-    module: nn.Module, moved: set[nn.Parameter], prefix: str = ""
-) -> Iterator[tuple[str, nn.Module]]:
-    """The largest parts of a module that have weights and none that moves, with their names."""
-    for name, child in module.named_children():
-        weights = set(child.parameters())
-        if weights and not weights & moved:
-            yield prefix + name, child
-        else:
-            yield from _unmoved(child, moved, f"{prefix}{name}.")
+class Recall(nn.Module):
+    """A layer that is not run again for the input that its twin in another model had just now.
 
+    Attributes that it lacks are the layer's: towers read them.
 
-class _Recall:
-    """The forward of a layer, which is not run again for the input that another such layer had just now."""
+    Parameters
+    ----------
+    layer : Module
+        Whose twin's forward hook is :meth:`remember`.
+    """
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        self.forward = forward
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        # One tuple, replaced as a whole: a thread beside this one sees the old or the new, never a mixture,
+        # and takes neither unless its own input is the remembered one.
         self.known: tuple[Tensor, Tensor, int] | None = None
+        self.train(layer.training)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
 
     def remember(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """A forward hook for the other layer."""
+        """A forward hook for the twin."""
         tensors = len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor)
         self.known = (inputs[0].detach(), output.detach(), output._version) if tensors else None
 
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        if self.known is not None and len(inputs) == 1 and not options:
-            before, output, version = self.known
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """What the twin gave, if it was asked the same; else what the layer gives."""
+        known = self.known
+        if known is not None and len(inputs) == 1 and not options:
+            before, output, version = known
             # A residual sum may have been written into the output since.
             if output._version == version and torch.equal(inputs[0], before):
                 return output
-        return self.forward(*inputs, **options)
+        return self.layer(*inputs, **options)
+
+
+class RecallSequence(Recall):
+    """The same for a sequence of layers, which a tower may also go through one by one."""
+
+    layer: nn.Sequential
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self.layer)
+
+    def __getitem__(self, index: int | slice) -> nn.Module:
+        return self.layer[index]
+
+
+def _unmoved(
+    module: nn.Module, moved: set[nn.Parameter], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
+    """The largest parts of a module that have weights and none that moves, with the way to them."""
+    for name, child in module.named_children():
+        weights = set(child.parameters())
+        # A list of layers is called by nobody; its layers are.
+        called = not isinstance(child, (nn.ModuleList, nn.ModuleDict))
+        if weights and not weights & moved and called:
+            yield (*path, name), child
+        else:
+            yield from _unmoved(child, moved, (*path, name))
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    """The module that torch.compile was given, or the module itself."""
+    inner = getattr(module, "_orig_mod", module)
+    return inner if isinstance(inner, nn.Module) else module

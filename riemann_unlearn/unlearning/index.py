@@ -7,19 +7,19 @@ retained can only lose by forgotten items coming too near.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import geoopt
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from riemann_unlearn.geometry import Lorentz
-from riemann_unlearn.losses import HyperbolicAlignmentCalibration
-from riemann_unlearn.losses.similarity import hyperbolic
-from riemann_unlearn.ops import topk
+from riemann_unlearn.losses import AlignmentCalibration, HyperbolicAlignmentCalibration
 from riemann_unlearn.optim import RiemannianAdam
+from riemann_unlearn.spaces import OnManifold, Space
+from riemann_unlearn.training import Callback, Driver, History, ProgressBar
 
 MAX_QUERIES = 2000
 """Rows of each group that retrieval is measured on, at most."""
@@ -43,7 +43,7 @@ def unlearn_index(
     texts: Tensor,
     forget: Tensor,
     *,
-    manifold: geoopt.Lorentz | geoopt.PoincareBall,
+    manifold: geoopt.Manifold,
     loss: nn.Module | None = None,
     logit_scale: float = 50.0,
     move_texts: bool = True,
@@ -53,6 +53,7 @@ def unlearn_index(
     retain_batch: int = 768,
     seed: int = 0,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> IndexResult:
     """Take pairs apart in an index of embeddings.
 
@@ -63,10 +64,12 @@ def unlearn_index(
         each for its images and leave them where they are by ``move_texts=False``. Not changed.
     forget : Tensor, shape (N,)
         bool; the pairs to be forgotten: some, and not all.
-    manifold : geoopt.Lorentz (ours or geoopt's) or geoopt.PoincareBall
+    manifold : geoopt.Manifold
+        Any of geoopt's that has a distance, or ours.
     loss : nn.Module, optional
         Called as the calibration losses are, on points of ``manifold``; by default
-        :class:`riemann_unlearn.losses.HyperbolicAlignmentCalibration` with its default weights.
+        :class:`riemann_unlearn.losses.HyperbolicAlignmentCalibration` with its default weights, or
+        :class:`riemann_unlearn.losses.AlignmentCalibration` on a manifold without entailment cones.
     logit_scale : float
         τ, that the embeddings were trained with.
     move_texts : bool
@@ -80,6 +83,8 @@ def unlearn_index(
         Decides the batches.
     progress : bool
         Show a progress bar.
+    callbacks : sequence of Callback
+        Told of every step.
 
     Returns
     -------
@@ -88,8 +93,8 @@ def unlearn_index(
     Raises
     ------
     ValueError
-        For shapes that do not fit, a mask that chooses nothing or everything, points that are not on
-        the manifold, or numbers outside their range.
+        For shapes or devices that do not fit, a mask that chooses nothing or everything, points that are
+        not on the manifold, or numbers outside their range.
     RuntimeError
         When the loss stops being finite.
 
@@ -106,23 +111,23 @@ def unlearn_index(
     >>> after["retain"]["image_to_text_recall_at_1"]
     1.0
     """
-    _check(images, texts, forget, manifold)
+    space = OnManifold(manifold=manifold)
+    _check(images, texts, forget, space)
     for name, value in (("steps", steps), ("forget_batch", forget_batch), ("retain_batch", retain_batch)):
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    loss = HyperbolicAlignmentCalibration(manifold=manifold) if loss is None else loss
+    if loss is None:
+        kind = HyperbolicAlignmentCalibration if space.has_cones else AlignmentCalibration
+        loss = kind(manifold=manifold)
     pool, rest = forget.nonzero()[:, 0], (~forget).nonzero()[:, 0]
     images, texts = images.detach().clone(), texts.detach().clone()
-    before = _recalls(images, texts, forget, manifold)
+    before = _recalls(images, texts, forget, space)
     moving = [geoopt.ManifoldParameter(images[pool].clone(), manifold=manifold)]
     if move_texts:
         moving.append(geoopt.ManifoldParameter(texts[pool].clone(), manifold=manifold))
-    optimizer = RiemannianAdam(moving, lr=learning_rate)
-    generator = torch.Generator().manual_seed(seed)
-    history: list[dict[str, float]] = []
-    for number in tqdm(range(steps), desc="forget", unit="step", disable=None if progress else True):
-        chosen = torch.randperm(len(pool), generator=generator)[:forget_batch].to(pool.device)
-        kept = rest[torch.randint(len(rest), (retain_batch,), generator=generator).to(rest.device)]
+
+    def objective(rows: _Rows) -> dict[str, Tensor]:
+        chosen, kept = rows.forget, rest[rows.retain]
         own = moving[1][chosen] if move_texts else texts[pool[chosen]]
         terms: dict[str, Tensor] = loss(
             torch.cat([moving[0][chosen], images[kept]]),
@@ -131,33 +136,76 @@ def unlearn_index(
             logit_scale=logit_scale,
             output_dict=True,
         )
-        total = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(total):
-            raise RuntimeError(
-                f"the loss became {total.item()} at step {number + 1}; a smaller learning_rate mends it"
-            )
-        optimizer.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        history.append({name: value.item() for name, value in terms.items()})
+        return terms
+
+    history = History()
+    Driver(
+        _Draws(len(pool), len(rest), forget_batch, retain_batch, seed),
+        objective,
+        RiemannianAdam(moving, lr=learning_rate),
+        parameters=moving,
+        steps=steps,
+        device=images.device,
+        callbacks=[*callbacks, history, ProgressBar("forget", progress)],
+    ).run()
     images[pool] = moving[0].detach()
     if move_texts:
         texts[pool] = moving[1].detach()
-    after = _recalls(images, texts, forget, manifold)
-    return IndexResult(images, texts, {"before": before, "after": after}, history)
+    after = _recalls(images, texts, forget, space)
+    terms = [{k: v for k, v in record.items() if k.endswith("_loss")} for record in history.records]
+    return IndexResult(images, texts, {"before": before, "after": after}, terms)
 
 
-def _check(images: Tensor, texts: Tensor, forget: Tensor, manifold: geoopt.Manifold) -> None:
-    if images.ndim != 2 or images.shape != texts.shape or forget.shape != images.shape[:1]:
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a batch, counted among the forgotten and among the retained pairs."""
+
+    forget: Tensor
+    retain: Tensor
+
+    def to(self, device: torch.device) -> _Rows:
+        return _Rows(self.forget.to(device), self.retain.to(device))
+
+
+class _Draws:
+    """Forgotten pairs without replacement and retained ones with it, for of these there are many."""
+
+    def __init__(
+        self, forgotten: int, retained: int, forget_batch: int, retain_batch: int, seed: int
+    ) -> None:
+        self.forgotten, self.retained = forgotten, retained
+        self.forget_batch, self.retain_batch = forget_batch, retain_batch
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, number: int) -> _Rows:
+        chosen = torch.randperm(self.forgotten, generator=self.generator)[: self.forget_batch]
+        return _Rows(chosen, torch.randint(self.retained, (self.retain_batch,), generator=self.generator))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+
+
+def _check(images: Tensor, texts: Tensor, forget: Tensor, space: OnManifold) -> None:
+    if images.ndim < 2 or images.shape != texts.shape or forget.shape != images.shape[:1]:
         raise ValueError(
             "expected images and texts of shape (N, d) and forget of shape (N,), got "
             f"{tuple(images.shape)}, {tuple(texts.shape)} and {tuple(forget.shape)}"
+        )
+    if not images.device == texts.device == forget.device:
+        raise ValueError(
+            f"images, texts and forget must be on one device, got {images.device}, {texts.device} and "
+            f"{forget.device}; move them with .to(device)"
         )
     if forget.dtype != torch.bool or not forget.any() or forget.all():
         raise ValueError(
             f"forget must be a boolean mask of some pairs and not all: it is {forget.dtype} and chooses "
             f"{int(forget.sum())} of {len(forget)}"
         )
+    space.check("images", images)
+    manifold = space.manifold
     # geoopt's own check refuses far points of its own making.
     strict = Lorentz(manifold.k.item()) if isinstance(manifold, geoopt.Lorentz) else manifold
     for name, points in (("images", images), ("texts", texts)):
@@ -167,23 +215,16 @@ def _check(images: Tensor, texts: Tensor, forget: Tensor, manifold: geoopt.Manif
 
 
 @torch.no_grad()
-def _recalls(
-    images: Tensor, texts: Tensor, forget: Tensor, manifold: geoopt.Manifold
-) -> dict[str, dict[str, float]]:
+def _recalls(images: Tensor, texts: Tensor, forget: Tensor, space: Space) -> dict[str, dict[str, float]]:
     """Recall at 1 and 5 in both directions, by group, of evenly spaced rows of each."""
-    similarity = hyperbolic(manifold)
-    (image_side, c), (text_side, _) = similarity.tangents(images, None), similarity.tangents(texts, None)
     report = {}
     for group, mask in (("forget", forget), ("retain", ~forget)):
         rows = mask.nonzero()[:, 0]
         rows = rows[:: max(1, len(rows) // MAX_QUERIES)]
-        found = {}
-        for direction, queries, bank in (
-            ("image_to_text", image_side, text_side),
-            ("text_to_image", text_side, image_side),
-        ):
-            nearest = topk(queries[rows], bank, min(5, len(bank)), c).indices == rows[:, None]
-            found[f"{direction}_recall_at_1"] = nearest[:, 0].double().mean().item()
-            found[f"{direction}_recall_at_5"] = nearest.any(1).double().mean().item()
-        report[group] = found
+        recalls = {}
+        for direction, queries, bank in (("image_to_text", images, texts), ("text_to_image", texts, images)):
+            hits = space.nearest(queries[rows], bank, min(5, len(bank))) == rows[:, None]
+            recalls[f"{direction}_recall_at_1"] = hits[:, 0].double().mean().item()
+            recalls[f"{direction}_recall_at_5"] = hits.any(1).double().mean().item()
+        report[group] = recalls
     return report

@@ -11,6 +11,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from riemann_unlearn.training import Callback, Driver
+
+
+class Saliency(Callback):
+    """Puts back, after each step, the weights that are not to move.
+
+    Parameters
+    ----------
+    parameters : sequence of Tensor
+        Those that the optimizer moves.
+    masks : sequence of Tensor or None
+        One for each: the entries that may move; None for a parameter that stays.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], masks: Sequence[Tensor | None]) -> None:
+        self.parameters, self.masks = parameters, masks
+        self._kept: list[Tensor] = []
+
+    def updating(self, driver: Driver) -> None:
+        """Keep what was."""
+        self._kept = [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def updated(self, driver: Driver) -> None:
+        """Put it back. A masked gradient would not do: momentum and weight decay move what has none."""
+        for parameter, value, mask in zip(self.parameters, self._kept, self.masks, strict=True):
+            parameter.copy_(value if mask is None else torch.where(mask, parameter, value))
+
 
 def saliency_masks(gradients: Sequence[Tensor | None], share: float) -> list[Tensor | None]:
     """Masks of the ``share`` of all entries that are largest in absolute value.

@@ -94,7 +94,28 @@ def test_images_of_different_sizes_are_viewed_each_by_itself() -> None:
     assert views.shape == (2, 3, 24, 24)
     assert torch.equal(draw([large, large])[0], views[0])
     assert torch.equal(draw([banner, banner])[1], views[1])
-    # Of its own size an image is not resampled twice.
-    small = torch.randint(256, (2, 3, 24, 24), dtype=torch.uint8)
-    same = random_view(small, (24, 24), generator.manual_seed(1))
-    assert torch.allclose(draw(list(small)), same, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (24, 24), (40, 40), (20, 300)])
+def test_a_view_does_not_depend_on_how_images_are_held(shape: tuple[int, int]) -> None:
+    images = torch.randint(256, (3, 3, *shape), dtype=torch.uint8)
+    views = [random_view(x, (24, 24), torch.Generator().manual_seed(1)) for x in (images, list(images))]
+    assert torch.allclose(*views, atol=1e-6)
+
+
+def test_only_images_that_are_larger_or_of_other_proportions_are_fitted_first() -> None:
+    asked = []
+
+    def fit(images: torch.Tensor) -> torch.Tensor:
+        asked.append(tuple(images.shape))
+        return torch.ones(len(images), 3, 16, 32)
+
+    sizes = [(8, 16), (16, 32), (16, 16), (32, 64), (8, 33)]
+    images = [torch.zeros(3, *size, dtype=torch.uint8) for size in sizes]
+    views = random_view(images, (16, 32), torch.Generator().manual_seed(0), fit=fit)
+    assert asked == [(1, 3, *size) for size in sizes[2:]]
+    assert (views[:2, :, 8, 16] < 0.6).all()
+    assert (views[2:, :, 8, 16] > 0.7).all()
+    asked.clear()
+    random_view(torch.stack([images[4]] * 2), (16, 32), torch.Generator().manual_seed(0), fit=fit)
+    assert asked == [(2, 3, 8, 33)]

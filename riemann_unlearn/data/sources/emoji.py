@@ -21,11 +21,8 @@ def caption(level: str, label: str) -> str:
     >>> caption("subcategory", "food-fruit"), caption("category", "Food & Drink")
     ('food fruit', 'food and drink')
     """
-    if level == "subcategory":
-        return label.replace("-", " ").replace("&", "and")
-    if level == "category":
-        return label.replace("&", "and").lower()
-    return label
+    words = label.replace("&", "and")
+    return words.replace("-", " ") if level == "subcategory" else words.lower()
 
 
 @register

@@ -111,9 +111,7 @@ def _part(folder: Path, images_name: str, labels_name: str, taxonomy: Taxonomy) 
 
 def _read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
     """The uint8 array of an idx file: 0, 0, 8 (unsigned byte), rank, big-endian sizes, then the data."""
-    path = _find(folder, name)
-    if path is None:  # it was there a moment ago
-        raise ValueError(f"{name} is gone from {folder}")
+    path = _find(folder, name) or folder / name  # if it is gone since it was looked for, reading it says so
     header = 4 + 4 * dimensions
     try:
         content = bytearray(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())

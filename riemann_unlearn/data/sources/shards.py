@@ -113,7 +113,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         levels, shards = content.get("levels", ["name"]), content.get("shards", {})
         sound = isinstance(levels, list) and levels and all(isinstance(field, str) for field in levels)
         sound = sound and all(entry["split"] in _SPLITS for entry in shards.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
         raise ValueError(
@@ -134,7 +134,7 @@ def first_metadata(path: Path) -> dict[str, Any]:
                     if file is not None:
                         metadata = json.loads(file.read())
                         return metadata if isinstance(metadata, dict) else {}
-        except (*_TAR_ERRORS, ValueError):
+        except (*_TAR_ERRORS, ValueError, RecursionError):
             return {}  # whoever reads the whole will say what is wrong with it
     return {}
 
@@ -198,7 +198,9 @@ def read_shard(path: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
                 f"{', '.join(EXTENSIONS)}"
             )
         try:
-            metadata = json.loads(files["json"]) if "json" in files else {"caption": files["txt"].decode()}
+            metadata = json.loads(files["json"]) if "json" in files else {}
+            if isinstance(metadata, dict) and "txt" in files:
+                metadata.setdefault("caption", files["txt"].decode("utf-8-sig").strip())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: the json or txt of sample {key!r} is invalid: {error}") from None
         if not isinstance(metadata, dict):

@@ -70,6 +70,9 @@ class Measure(ABC):
         Its place among the others, from top to bottom.
     quick : bool
         Whether it belongs to the quick audit too; then its value is ``{"forget": share, "retain": share}``.
+    label : str
+        Of a quick measure: its row beside those of zero-shot accuracy, where there is no room for a title. Then
+        ``chance`` is one figure.
     packages : tuple of str
         Modules that must be installed for it beside what the library itself needs.
     """
@@ -83,6 +86,7 @@ class Measure(ABC):
     paper: ClassVar[str] = ""
     order: ClassVar[int] = 100
     quick: ClassVar[bool] = False
+    label: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ()
 
     def on(self, subject: Subject) -> str:

@@ -9,21 +9,22 @@ from torch import Tensor
 
 from riemann_unlearn.losses import AlignmentCalibration
 from riemann_unlearn.losses.calibration import GAMMA
-from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, Problem, Step, setting
+from riemann_unlearn.spaces import Cosine
+from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, setting
+from riemann_unlearn.unlearning.problem import Problem, Step
 
 
 @dataclass(frozen=True)
 class AC(GradientMethod):
     """Alignment Calibration (Wang et al. 2024), without the cones and the norm regularization of HAC.
 
-    By cosine for a Euclidean model; for a hyperbolic one by negative geodesic distance, or, if asked for, by
-    the cosine of its features, the angle that image and caption make at the origin.
+    By the similarity of the model's own space, or, if asked for, by the cosine of its features: in a
+    hyperbolic space of tangent vectors that is the angle that image and caption make at the origin.
     """
 
     name: ClassVar[str] = "ac"
     description: ClassVar[str] = "Alignment Calibration"
     paper: ClassVar[str] = "arXiv 2406.03603"
-    geometries: ClassVar[tuple[str, ...]] = ("euclidean", "hyperbolic")
 
     learning_rate: float = setting(5e-5, 1e-8, 1.0, "of Riemannian Adam")
     steps: int = setting(100, 1, 1_000_000, "optimizer steps")
@@ -31,7 +32,7 @@ class AC(GradientMethod):
     alpha: float = setting(1.0, 0, 1e4, "weight of negative alignment calibration")
     beta: float = setting(1.0, 0, 1e4, "weight of positive alignment calibration")
     gamma: float = setting(GAMMA, 0, 1e4, "weight of performance preserving")
-    cosine: int = setting(0, 0, 1, "1: by cosine on a hyperbolic model too, not by distance")
+    cosine: int = setting(0, 0, 1, "1: by cosine, whatever the model's space is")
 
     def objective(self, problem: Problem) -> Objective:
         """AC's terms, summed over the levels."""
@@ -40,10 +41,9 @@ class AC(GradientMethod):
             beta=self.beta,
             gamma=self.gamma,
             epsilon=self.epsilon,
-            geometry="euclidean" if self.cosine else problem.model.geometry,
         )
 
         def terms(step: Step) -> dict[str, Tensor]:
-            return step.calibrate(loss)
+            return step.calibrate(loss, Cosine(scale=step.space.scale) if self.cosine else None)
 
         return terms

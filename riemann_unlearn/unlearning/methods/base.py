@@ -1,130 +1,44 @@
 """What a method is: settings, and either the loss of one step or the whole change at once.
 
 A method is a frozen dataclass whose fields are its settings. A :class:`GradientMethod` says what loss a batch
-has; the loop (``unlearning.loop``) draws the batches and steps the optimizer, and knows nothing else
-about it. A :class:`DirectMethod` changes the model itself, in closed form or by a training of its own.
+has; the driver draws the batches and steps the optimizer, and knows nothing else about it. A
+:class:`DirectMethod` changes the model itself, in closed form or by a training of its own. A method from
+outside this package is one like any other::
+
+    @ru.register                       # for those who want its name; an instance goes wherever a name goes
+    @dataclass(frozen=True)
+    class Repel(GradientMethod):
+        name = "repel"
+        description = "Pushes forgotten images away from their captions"
+        paper = "none"
+        learning_rate: float = setting(1e-4, 1e-8, 1.0, "of Riemannian Adam")
+        steps: int = setting(50, 1, 1_000_000, "optimizer steps")
+
+        def objective(self, problem):
+            return lambda step: {"repel_loss": -step.contrast(retained=False).clamp(max=5.0)}
+
+    ru.unlearn(forget="food-fruit", method=Repel(steps=5))
 """
 
 from __future__ import annotations
 
-import math
+import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from riemann_unlearn.data import Dataset, Selection
-from riemann_unlearn.data.batch import Batch
 from riemann_unlearn.models import DualEncoder
+from riemann_unlearn.registry import Registry
+from riemann_unlearn.unlearning.problem import Problem, Step
 
+METHODS: Registry[type[Method] | Method] = Registry("method", home="riemann_unlearn.unlearning.methods")
+"""The methods by name: classes, or instances where a third party registers one."""
 
-@dataclass(frozen=True)
-class Problem:
-    """What is to be changed, what it learned from, and what of that has to go."""
-
-    model: DualEncoder
-    dataset: Dataset
-    selection: Selection
-
-    def forgotten(self, level: str) -> Tensor:
-        """Which captions of a level are to be forgotten, bool, one for each caption of the taxonomy."""
-        return {
-            "name": self.selection.concepts,
-            "subcategory": self.selection.subcategories,
-            "category": self.selection.categories,
-        }[level]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One batch, as a method sees it; a tower runs when its features are first asked for."""
-
-    problem: Problem
-    batch: Batch
-    indices: Tensor
-    """Rows of the batch's images in the seen data, long, shape (B,)."""
-    number: int = 0
-    """How many steps were taken before this one."""
-
-    @property
-    def model(self) -> DualEncoder:
-        """The model that is being changed."""
-        return self.problem.model
-
-    @cached_property
-    def image_features(self) -> Tensor:
-        """What the image tower emits for the batch, shape (B, D)."""
-        return self.model.encode_image(self.model.preprocess(self.batch.images))
-
-    @cached_property
-    def text_features(self) -> dict[str, Tensor]:
-        """By level, the features of each image's caption at that level, shape (B, D)."""
-        texts = self.model.encode_text(self.model.tokenize(self.batch.texts))
-        return {level: texts[pair.row] for level, pair in self.batch.pairings.items()}
-
-    @cached_property
-    def forget(self) -> dict[str, Tensor]:
-        """By level, bool, shape (B,): whether the pair's caption names something to be forgotten."""
-        return {
-            level: self.problem.forgotten(level)[pair.caption_ids]
-            for level, pair in self.batch.pairings.items()
-        }
-
-    def sum_over_levels(self, loss: Callable[[str], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The terms of a loss of one level, summed by name over the levels."""
-        total: dict[str, Tensor] = {}
-        for level in self.batch.pairings:
-            for name, value in loss(level).items():
-                total[name] = total[name] + value if name in total else value
-        return total
-
-    def contrast(self, *, retained: bool) -> Tensor:
-        """The symmetric InfoNCE of some pairs, summed over the levels.
-
-        Retained pairs are contrasted among themselves, as in AC; forgotten ones with the whole batch, for
-        among themselves they may all have the same caption. 0 at a level without such pairs.
-        """
-        return self.sum_over_levels(lambda level: {"sum": self._contrast(level, retained)})["sum"]
-
-    def _contrast(self, level: str, retained: bool) -> Tensor:
-        chosen = self.forget[level] != retained
-        inside = chosen if retained else torch.ones_like(chosen)
-        if not chosen.any():
-            return self.image_features.new_zeros(())
-        captions = self.batch.pairings[level].caption_ids[inside]
-        same = captions[:, None] == captions[None, :]
-        same.fill_diagonal_(False)  # other images of one's caption are no negatives
-        logits = self.model.logit_scale.exp() * self.model.similarity(
-            self.image_features[inside], self.text_features[level][inside]
-        )
-        logits = logits.masked_fill(same, -math.inf)
-        own = torch.arange(len(logits), device=logits.device)
-        rows = chosen[inside]
-        both = F.cross_entropy(logits[rows], own[rows]) + F.cross_entropy(logits.mT[rows], own[rows])
-        return both / 2
-
-    def calibrate(self, loss: Callable[..., dict[str, Tensor]]) -> dict[str, Tensor]:
-        """A calibration loss of :mod:`riemann_unlearn.losses` applied at every level."""
-        return self.sum_over_levels(
-            lambda level: loss(
-                self.image_features,
-                self.text_features[level],
-                self.forget[level],
-                logit_scale=self.model.logit_scale.exp(),
-                c=self.model.curvature,
-                caption_ids=self.batch.pairings[level].caption_ids,
-                output_dict=True,
-            )
-        )
-
-
-Objective = Callable[[Step], dict[str, Tensor]]
+Objective = Callable[[Step], Mapping[str, Tensor]]
 """The weighted loss terms of one step, named ``..._loss``; their sum is the loss."""
 
 
@@ -132,14 +46,16 @@ Objective = Callable[[Step], dict[str, Tensor]]
 class Method(ABC):
     """A way to forget; its fields are its settings."""
 
+    registry: ClassVar[Registry[type[Method] | Method]] = METHODS
     name: ClassVar[str]
-    description: ClassVar[str]
-    paper: ClassVar[str]
-    geometries: ClassVar[tuple[str, ...]] = ("euclidean", "hyperbolic")
+    description: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        """Refuse settings outside their ranges."""
+        """Refuse settings outside their ranges; a field that is no :func:`setting` is not looked at."""
         for entry in fields(self):
+            if "range" not in entry.metadata:
+                continue
             low, high = entry.metadata["range"]
             value = getattr(self, entry.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -148,6 +64,17 @@ class Method(ABC):
                 raise ValueError(f"{self.name}: {entry.name} must be a whole number, got {value!r}")
             if not low <= value <= high:
                 raise ValueError(f"{self.name}: {entry.name} must be in [{low}, {high}], got {value}")
+
+    def unmet(self, problem: Problem) -> str | None:
+        """Why the method cannot be used on a problem, in words; None when it can.
+
+        Asked before any work is done. A method that needs cones says so here.
+        """
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """All settings by name, defaults included."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -199,3 +126,61 @@ class DirectMethod(Method):
 def setting(default: float, low: float, high: float, description: str) -> Any:
     """A dataclass field for a number in [low, high], with what it means."""
     return field(default=default, metadata={"range": (low, high), "description": description})
+
+
+def create_method(method: str | type[Method] | Method, settings: Mapping[str, Any] | None = None) -> Method:
+    """A method by name, from its class, or the instance itself.
+
+    Parameters
+    ----------
+    method : str, class or Method
+        A name from :func:`riemann_unlearn.list_methods`, a subclass of :class:`Method`, or an instance.
+    settings : mapping, optional
+        Settings that differ from the defaults; an instance has its own.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method, an unknown setting, or one outside its range.
+    TypeError
+        For what is no method, or settings beside an instance.
+
+    Examples
+    --------
+    >>> create_method("tilt", {"margin": 5.0})
+    Tilt(learning_rate=0.0004, steps=1200, margin=5.0, retain=20.0, target=0.1, mixing=0.1, frozen=0.12)
+    """
+    entry = METHODS[method] if isinstance(method, str) else method
+    settings = dict(settings or {})
+    if isinstance(entry, Method):
+        if settings and not isinstance(method, str):
+            raise TypeError(f"settings are the instance's own; give them to {type(entry).__name__}(...)")
+        settings = {**entry.settings(), **settings} if settings else {}
+        if not settings:
+            return entry
+        entry = type(entry)
+    if not (isinstance(entry, type) and issubclass(entry, Method) and is_dataclass(entry)):
+        raise TypeError(
+            "expected the name of a method, a subclass of riemann_unlearn.unlearning.Method, or an instance "
+            f"of one, got {method!r}"
+        )
+    known = [setting.name for setting in fields(entry)]
+    if unknown := sorted(set(settings) - set(known)):
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"{entry.name} has no setting {unknown[0]!r}; {hint}It has: {', '.join(known)}")
+    needed = [f.name for f in fields(entry) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in needed if name not in settings]:
+        raise ValueError(f"{entry.name} has no default for {missing[0]!r}; give it in settings")
+    return entry(**settings)
+
+
+def list_methods() -> list[type[Method] | Method]:
+    """The methods that ``ru.unlearn`` knows: dataclasses whose fields are their settings.
+
+    Examples
+    --------
+    >>> [method.name for method in list_methods()][:3]
+    ['tilt', 'hac', 'ac']
+    """
+    return list(METHODS.values())

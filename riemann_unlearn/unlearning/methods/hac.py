@@ -9,7 +9,8 @@ from torch import Tensor
 
 from riemann_unlearn.losses import HyperbolicAlignmentCalibration
 from riemann_unlearn.losses.calibration import GAMMA
-from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, Problem, Step, setting
+from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, setting
+from riemann_unlearn.unlearning.problem import Problem, Step
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,13 @@ class HAC(GradientMethod):
 
     The loss is :class:`riemann_unlearn.losses.HyperbolicAlignmentCalibration`, summed over the levels
     of the taxonomy. A pair is a forget pair at the levels that are to be forgotten and a retain pair
-    above them: with the subcategory "food-fruit" forgotten, an apple unlearns "red apple" and "food
-    fruit", and keeps "food and drink".
+    above them: with all fruit forgotten, an apple unlearns "red apple" and "fruit", and keeps "food and
+    drink".
     """
 
     name: ClassVar[str] = "hac"
     description: ClassVar[str] = "Hyperbolic Alignment Calibration"
     paper: ClassVar[str] = "arXiv 2503.15166"
-    geometries: ClassVar[tuple[str, ...]] = ("hyperbolic",)
 
     learning_rate: float = setting(5e-5, 1e-8, 1.0, "of Riemannian Adam")
     steps: int = setting(100, 1, 1_000_000, "optimizer steps")
@@ -36,6 +36,15 @@ class HAC(GradientMethod):
     omega: float = setting(1.0, 0, 1e4, "weight of entailment calibration")
     eta: float = setting(1.0, 0, 1e4, "weight of norm regularization")
     entailment_weight: float = setting(0.2, 0, 1e4, "weight of the retain pairs' entailment")
+
+    def unmet(self, problem: Problem) -> str | None:
+        """It needs entailment cones."""
+        if problem.space.has_cones:
+            return None
+        return (
+            f"it needs a model whose space has entailment cones, and that of {type(problem.model).__name__} "
+            f"({problem.space.name!r}) has none"
+        )
 
     def objective(self, problem: Problem) -> Objective:
         """HAC's terms, summed over the levels."""

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, Problem, Step, setting
+from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, setting
+from riemann_unlearn.unlearning.problem import Problem, Step
 
 
 @dataclass(frozen=True)

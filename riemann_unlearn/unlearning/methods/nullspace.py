@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from riemann_unlearn.data.captions import name_caption, subcategory_caption
-from riemann_unlearn.evaluation.encoding import encode_texts
-from riemann_unlearn.unlearning.methods.base import DirectMethod, Problem, setting
+from riemann_unlearn.evaluation.features import encode_texts
+from riemann_unlearn.unlearning.methods.base import DirectMethod, setting
+from riemann_unlearn.unlearning.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,10 @@ class NullSpace(DirectMethod):
 
     def basis(self, problem: Problem) -> Tensor:
         """Orthonormal columns that span the forgotten captions, shape (D, at most ``rank``)."""
-        taxonomy, selection = problem.dataset.taxonomy, problem.selection
-        captions = [name_caption(taxonomy.concepts[i]) for i in selection.concepts.nonzero()[:, 0].tolist()]
-        captions += [
-            subcategory_caption(taxonomy.subcategories[i])
-            for i in selection.subcategories.nonzero()[:, 0].tolist()
+        captions = [
+            level.captions[label]
+            for number, level in enumerate(problem.taxonomy.levels)
+            for label in problem.forgotten(number).nonzero()[:, 0].tolist()
         ]
         features = encode_texts(problem.model, captions).double()
         left, values, _ = torch.linalg.svd(features.mT, full_matrices=False)

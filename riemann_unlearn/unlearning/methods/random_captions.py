@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.losses import ContrastiveLoss
-from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, Problem, Step, setting
+from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, setting
+from riemann_unlearn.unlearning.problem import Problem, Step
 
 
 @dataclass(frozen=True)
@@ -29,24 +30,26 @@ class RandomCaptions(GradientMethod):
 
     def objective(self, problem: Problem) -> Objective:
         """The contrastive loss of the relabelled batch."""
-        loss = ContrastiveLoss(geometry=problem.model.geometry)
+        loss = ContrastiveLoss()
 
         def terms(step: Step) -> dict[str, Tensor]:
             generator = torch.Generator().manual_seed(step.number)
             return step.sum_over_levels(lambda level: one_level(step, level, generator))
 
-        def one_level(step: Step, level: str, generator: torch.Generator) -> dict[str, Tensor]:
-            forget = step.forget[level].cpu()
-            source = torch.arange(len(forget))
+        def one_level(step: Step, level: int, generator: torch.Generator) -> dict[str, Tensor]:
+            forget, ids = step.forget[level], step.caption_ids[level]
+            source = torch.arange(len(forget), device=forget.device)
             retained = (~forget).nonzero()[:, 0]
-            drawn = torch.randint(len(retained), (int(forget.sum()),), generator=generator)
-            source[forget] = retained[drawn]
+            if len(retained):  # else there is nothing to take a caption from
+                # Drawn on the CPU, so that a seed means the same on every device.
+                count = len(forget) - len(retained)
+                drawn = torch.randint(len(retained), (count,), generator=generator).to(forget.device)
+                source[forget] = retained[drawn]
             return loss(  # type: ignore[no-any-return]
                 step.image_features,
                 step.text_features[level][source],
-                logit_scale=step.model.logit_scale.exp(),
-                c=step.model.curvature,
-                caption_ids=step.batch.pairings[level].caption_ids[source],
+                space=step.space,
+                caption_ids=ids[source],
                 output_dict=True,
             )
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from riemann_unlearn.evaluation import zero_shot
+from riemann_unlearn.runs import CHECKPOINT_NAME
 from riemann_unlearn.training import TrainConfig, train
-from riemann_unlearn.unlearning.methods.base import DirectMethod, Problem, setting
+from riemann_unlearn.unlearning.methods.base import DirectMethod, setting
+from riemann_unlearn.unlearning.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Retrain(DirectMethod):
     Exact by definition, and as dear as the training was. The defaults are the recipe of the bundled emoji
     models; another model should be retrained as it was trained. Images of what is to be forgotten are
     left out at every level, so unlike the other methods the oracle has not seen them as examples of
-    the category above either.
+    the level above either.
     """
 
     name: ClassVar[str] = "retrain"
@@ -30,12 +34,12 @@ class Retrain(DirectMethod):
     learning_rate: float = setting(1e-3, 1e-8, 1.0, "of AdamW, at its largest")
     weight_decay: float = setting(0.1, 0, 10, "of AdamW")
     entailment_weight: float = setting(0.02, 0, 1e4, "λ, of a hyperbolic model")
-    group: int = setting(8, 1, 1_000_000, "images of a subcategory that go into a batch together")
+    group: int = setting(8, 1, 1_000_000, "images of a class that go into a batch together")
 
     def apply(self, problem: Problem, *, seed: int, folder: Path | None, progress: bool) -> None:
         """Train, and take over the weights; a training in ``folder`` is gone on with."""
         model, dataset = problem.model, problem.dataset
-        retained = ~problem.selection.concepts[dataset.seen.concept]
+        retained = ~problem.selection.concepts.cpu()[dataset.seen.concept]
         config = TrainConfig(
             data=dataset.name,
             epochs=self.epochs,
@@ -46,16 +50,20 @@ class Retrain(DirectMethod):
             group=self.group,
             evaluate_every=self.epochs,
             seed=seed,
+            device=str(model.device),
         )
-        architecture = {"architecture": type(model).__name__, **model.config}
         with tempfile.TemporaryDirectory() as scratch:
-            where = folder / "retrain" if folder else Path(scratch) / "retrain"
+            where = (folder or Path(scratch)) / "retrain"
+            resume = (where / CHECKPOINT_NAME).is_file()
+            if not resume:  # what may be left of one that had not come to its first checkpoint
+                shutil.rmtree(where, ignore_errors=True)
             trained = train(
-                architecture,
+                model.config,
                 config,
                 where,
                 data=replace(dataset, seen=dataset.seen.subset(retained)),
-                resume=where.exists(),
+                measure=zero_shot,
+                resume=resume,
                 progress=progress,
             )
         model.load_state_dict(trained.state_dict())

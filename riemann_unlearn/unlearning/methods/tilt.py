@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from riemann_unlearn.evaluation.encoding import encode_captions
+from riemann_unlearn.evaluation.features import encode_texts
 from riemann_unlearn.models import DualEncoder
+from riemann_unlearn.training.schedules import cosine
 from riemann_unlearn.unlearning.frozen import FrozenCopy
-from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, Problem, Step, setting
+from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, setting
+from riemann_unlearn.unlearning.problem import Problem, Step
 
 
 @dataclass(frozen=True)
@@ -70,41 +72,42 @@ class Tilt(GradientMethod):
         return [p for p, n in zip(tower, up_to, strict=True) if p.ndim > 0 and n > self.frozen * total]
 
     def rate(self, step: int) -> float:
-        """Linear warm-up over ten steps, then half a cosine down to zero."""
-        return min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        """Linear warm-up over ten steps, times half a cosine down to zero."""
+        return min(1.0, (step + 1) / 10) * cosine(self.steps)(step)
 
     def objective(self, problem: Problem) -> Objective:
         """The loss against the model as it is now."""
-        copied = FrozenCopy(problem.model, moved=self.parameters(problem.model))
-        frozen = copied.model
-        captions = encode_captions(problem.model, problem.dataset.taxonomy)
-        scale = frozen.logit_scale.exp()
+        frozen = FrozenCopy(problem.model, moved=self.parameters(problem.model))
+        # Only the image tower moves, so all captions are encoded once.
+        captions = [encode_texts(problem.model, level.captions) for level in problem.taxonomy.levels]
+        space = frozen.model.space.detached()
 
         def terms(step: Step) -> dict[str, Tensor]:
-            with copied.following():
+            with frozen.following():
                 features = step.image_features
             with torch.no_grad():
-                before = frozen.encode_image(frozen.preprocess(step.batch.images))
-            found = step.sum_over_levels(lambda level: one_level(step, level, before))
-            forget = torch.stack(list(step.forget.values())).any(0).to(before.device)
-            images = features[forget], features[~forget].detach()
-            if min(map(len, images)) > 1:  # a forgotten image has others to be compared with
-                forgotten, retained = (scale * step.model.similarity(images[0], side) for side in images)
-                found["mixing_loss"] = self.mixing * _mean(F.relu(_mixing(forgotten, retained)))
-            return found
+                before = frozen.model.encode_image(frozen.model.preprocess(step.batch.images))
+            result = step.sum_over_levels(lambda level: one_level(step, level, before))
+            forget = torch.stack(step.forget).any(0)
+            gone, kept = features[forget], features[~forget].detach()
+            if min(len(gone), len(kept)) > 1:  # a forgotten image has others to be compared with
+                mixing = _mixing(step.space.logits(gone, gone), step.space.logits(gone, kept))
+                result["mixing_loss"] = self.mixing * _mean(F.relu(mixing))
+            return result
 
-        def one_level(step: Step, level: str, before: Tensor) -> dict[str, Tensor]:
-            texts, gone = captions[level], problem.forgotten(level).to(before.device)
-            logits = scale * step.model.similarity(step.image_features, texts)
-            tilted = (scale * frozen.similarity(before, texts)).masked_fill(gone, -math.inf)
+        def one_level(step: Step, level: int, before: Tensor) -> dict[str, Tensor]:
+            texts, gone = captions[level], problem.forgotten(level)
+            logits = step.space.logits(step.image_features, texts)
+            # Of a softmax, -∞ is a probability of 0 and leaves the rest renormalized.
+            tilted = space.logits(before, texts).masked_fill(gone, -math.inf)
             divergence = _divergence(tilted, logits)
-            forget = step.forget[level].to(before.device)
-            found = {"retain_loss": self.retain * _mean(divergence[~forget])}
+            forget = step.forget[level]
+            result = {"retain_loss": self.retain * _mean(divergence[~forget])}
             if gone.any():
                 odds = logits[forget][:, gone].logsumexp(1) - logits[forget][:, ~gone].logsumexp(1)
-                found["odds_loss"] = _mean(F.relu(self.margin + odds))
-                found["target_loss"] = self.target * _mean(divergence[forget])
-            return found
+                result["odds_loss"] = _mean(F.relu(self.margin + odds))
+                result["target_loss"] = self.target * _mean(divergence[forget])
+            return result
 
         return terms
 

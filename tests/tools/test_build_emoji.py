@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from riemann_unlearn import data
-from riemann_unlearn.data import build_emoji
+from tools import build_emoji
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><rect width="8" height="8" fill="{}"/></svg>'
 
@@ -104,7 +105,7 @@ def test_the_shards_are_built_to_the_byte_and_load(
     assert drawn == {"emojione": 1, "fxemoji": 1, "noto": 2, "noto-v1": 1, "twemoji": 2}
     assert dataset.heldout is not None
     assert len(dataset.heldout) == 2
-    green = dataset.heldout.images[0, :, 24, 24].tolist()
+    green = dataset.heldout.images[torch.tensor([0])][0][:, 24, 24].tolist()
     assert green[1] > 100 > green[0]
     manifest = json.loads((output / "manifest.json").read_text())
     manifest["shards"]["emoji-noto.tar.gz"]["sha256"] = "0"

@@ -1,0 +1,30 @@
+"""What a user is told when something goes wrong: one sentence, or a traceback where nobody foresaw it."""
+
+from __future__ import annotations
+
+import errno
+
+
+class Failure(Exception):
+    """What went wrong on the way, and what is safe: for the user to read, without a traceback."""
+
+
+def reason(error: OSError) -> str:
+    """An operating system's error in words: which file, and why."""
+    if type(error).__module__.startswith("riemann_unlearn."):
+        return str(error)  # of ours, and in words
+    # What has no name is a stream: files say theirs (io.atomic_write sees to it).
+    writing = error.filename is None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+    verb = "cannot write" if writing else "cannot read or write"
+    return f"{verb} {error.filename or 'the output'}: {error.strerror or error}"
+
+
+def foreseen(error: BaseException) -> bool:
+    """Whether a sentence says all there is to say: the loss is no longer finite, or memory is full."""
+    if isinstance(error, MemoryError):
+        return True
+    import torch
+
+    from riemann_unlearn.training.driver import Diverged
+
+    return isinstance(error, (Diverged, torch.cuda.OutOfMemoryError))

@@ -1,0 +1,144 @@
+"""Features of images and captions in chunks, and the rank of each image's own caption."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemann_unlearn.models import DualEncoder, evaluating
+from riemann_unlearn.spaces import Space
+
+CHUNK = 512
+"""Images or texts encoded and ranked at a time; bounds the memory and has no effect on the result."""
+
+
+@torch.no_grad()
+def encode_images(model: DualEncoder, images: Any) -> Tensor:
+    """Features of raw ``images``, shape (N, D), in evaluation mode and in chunks.
+
+    Parameters
+    ----------
+    model : DualEncoder
+    images : Tensor, shape (N, 3, H, W), or list of Tensor, or whatever has a length and is indexed by rows
+        As :attr:`riemann_unlearn.data.Samples.images`, or a list of images that may differ in size.
+    """
+    chunks = []
+    with evaluating(model):
+        for rows in torch.split(torch.arange(len(images)), CHUNK):
+            some = [images[row] for row in rows.tolist()] if isinstance(images, list) else images[rows]
+            chunks.append(model.encode_image(model.preprocess(some)))
+    return torch.cat(chunks)
+
+
+def encode_texts(model: DualEncoder, texts: Sequence[str]) -> Tensor:
+    """Features of ``texts``, shape (N, D), in evaluation mode and in chunks."""
+    return _encode_tokens(model, model.tokenize(texts))
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions to choose among, and which of them a model can tell from the others."""
+
+    texts: tuple[str, ...]
+    features: Tensor
+    """Shape (N, D)."""
+    shared: Tensor
+    """bool, shape (N,): the token ids are those of another caption as well, so that no model can tell the two
+    apart, whatever it knows. A caption that is longer than the model reads may be such a one."""
+    tied: Tensor
+    """bool, shape (N,): the features are exactly those of another caption. Where the token ids differ, that is
+    the model's own doing."""
+    context_length: int
+    """Tokens that the model reads of a caption."""
+
+
+def encode_captions(model: DualEncoder, texts: Sequence[str]) -> Captions:
+    """Features of captions, with what is equal among them.
+
+    Parameters
+    ----------
+    model : DualEncoder
+    texts : sequence of str
+    """
+    tokens = model.tokenize(texts)
+    features = _encode_tokens(model, tokens)
+    return Captions(tuple(texts), features, _repeated(tokens), _repeated(features), tokens.shape[1])
+
+
+def warn_of_shared(captions: Iterable[Captions]) -> None:
+    """Warn, once for all, of captions that read the same; it says which, and how much the model reads.
+
+    Parameters
+    ----------
+    captions : iterable of Captions
+        Each a set of captions that are asked for against one another.
+    """
+    alike: list[str] = []
+    context_length = 0
+    for part in captions:
+        alike += [part.texts[row] for row in part.shared.nonzero()[:, 0].tolist()]
+        context_length = part.context_length
+    if alike:
+        named = ", ".join(map(repr, alike[:4])) + (", ..." if len(alike) > 4 else "")
+        warnings.warn(
+            f"{len(alike)} captions read the same to this model as another ({named}): it reads "
+            f"{context_length} tokens of a caption, and beyond them, or by case and blanks, they differ at most. "
+            "Images of them are not asked about, for no model could tell them apart",
+            stacklevel=3,
+        )
+
+
+@torch.no_grad()
+def ranks(space: Space, image_features: Tensor, text_features: Tensor, own: Tensor) -> Tensor:
+    """Rank of each image's own text among all texts, 0 being the most similar.
+
+    Parameters
+    ----------
+    space : Space
+        Says what is similar.
+    image_features : Tensor, shape (N, D)
+    text_features : Tensor, shape (M, D)
+    own : Tensor, shape (N,)
+        Long; row of ``text_features`` that belongs to each image.
+
+    Returns
+    -------
+    Tensor, shape (N,)
+        Long; how many other texts are at least as similar as the image's own: a tie counts against the model,
+        so that an encoder which maps everything to one point scores nothing, and not by luck.
+
+    Raises
+    ------
+    ValueError
+        When features are not finite: a broken model must not pass for one that has forgotten.
+    """
+    if not (image_features.isfinite().all() and text_features.isfinite().all()):
+        raise ValueError(
+            "the model's features are not finite; its weights are not usable "
+            "(a diverged run? try a smaller learning rate)"
+        )
+    chunks = zip(torch.split(image_features, CHUNK), torch.split(own, CHUNK), strict=True)
+    return torch.cat([space.ranks(features, text_features, target) for features, target in chunks])
+
+
+@torch.no_grad()
+def nearest(space: Space, features: Tensor, bank: Tensor, k: int) -> Tensor:
+    """The rows of ``bank`` most similar to each feature, the most similar first, long, shape (N, k)."""
+    return torch.cat([space.nearest(chunk, bank, k) for chunk in torch.split(features, CHUNK)])
+
+
+@torch.no_grad()
+def _encode_tokens(model: DualEncoder, tokens: Tensor) -> Tensor:
+    with evaluating(model):
+        return torch.cat([model.encode_text(chunk) for chunk in torch.split(tokens, CHUNK)])
+
+
+def _repeated(rows: Tensor) -> Tensor:
+    """Which rows of a matrix occur more than once; bool, shape (N,)."""
+    _, inverse, count = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
+    return count[inverse] > 1

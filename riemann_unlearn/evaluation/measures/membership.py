@@ -1,0 +1,257 @@
+"""Membership inference: can one tell that the forgotten images were in the training set?
+
+Members are the seen images of the forgotten, non-members its held-out ones; an attack gives each image a
+score that should be higher for a member. How well it tells them apart is the AUC (0.5 is a guess), and,
+because an attacker who accuses is only believed if seldom wrong, the true-positive rate at 1 % false
+positives (Carlini et al. 2022, arXiv 2112.03570; a guess is 0.01). Intervals are 95 % bootstrap ones over
+images. Where the held-out images differ in kind (another vendor's drawings), every model, trained on the
+forgotten or not, shows a difference: read an AUC against the *oracle's*, not against 0.5.
+
+- *confidence* (Yeom et al. 2018, arXiv 1709.01604): the logit of the model's probability of the right name
+  among all names, log p/(1-p).
+- *likelihood_ratio*: the same less that of a reference model that never saw the image, here the retrained
+  oracle: the attack of Carlini et al. with one shadow model, also called difficulty calibration (Watson et
+  al. 2022, arXiv 2111.08440). Needs an oracle.
+- *classifier* (CMIA of Wang et al. 2024, arXiv 2406.03603, after Jia et al. 2023, arXiv 2304.04934): the
+  largest probability that a linear probe, fit on the retained features, gives any class.
+- *encoder* (EMIA: Liu et al. 2021, EncoderMI, arXiv 2108.11023, threshold variant): the mean pairwise
+  cosine of the features of several random views; an encoder holds what it was trained on steadier.
+- *class_membership*: was the *class* in the training set? Members are held-out images of retained classes,
+  non-members those of the forgotten; the score is the largest probability of any label of the level that
+  probes ask at. Before, the
+  forgotten class is as familiar as any (0.5); above the oracle's AUC it stands out as erased.
+
+``nonmember_rate``, for the first, third and fourth: the threshold that best tells retained seen from retained
+held-out images calls this share of the forgotten seen images "not a member" (the "MIA efficacy" of Jia et
+al.). Higher is more forgotten; the oracle's is the mark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from riemann_unlearn.data.augment import random_view
+from riemann_unlearn.evaluation.features import CHUNK, encode_images
+from riemann_unlearn.evaluation.measures.base import Measure, interval, percent
+from riemann_unlearn.evaluation.measures.recovery import linear_probe
+from riemann_unlearn.evaluation.subject import Part, Subject, evenly
+from riemann_unlearn.registry import register
+
+FALSE_POSITIVE_RATE = 0.01
+Scores = dict[str, Tensor]
+_CALIBRATED = ("confidence", "classifier", "encoder")
+
+
+@register
+@dataclass(frozen=True)
+class Membership(Measure):
+    """Every attack on one model."""
+
+    name: ClassVar[str] = "membership"
+    title: ClassVar[str] = "Membership inference"
+    reading: ClassVar[str] = (
+        "AUC [95 % interval]; true-positive rate at 1 % false positives; share of the forgotten called "
+        "non-members. Read against the retrained model."
+    )
+    guess: ClassVar[str] = "AUC: 0.5; true-positive rate: 0.01"
+    paper: ClassVar[str] = (
+        "Yeom et al. 2018, arXiv 1709.01604; Carlini et al. 2022, arXiv 2112.03570; Wang et al. 2024, arXiv "
+        "2406.03603; Liu et al. 2021, arXiv 2108.11023"
+    )
+    order: ClassVar[int] = 70
+    packages: ClassVar[tuple[str, ...]] = ("sklearn",)
+
+    views: int = 5
+    most_viewed: int = 100
+    """Images of either kind of which views are made, and of which the threshold is found."""
+    most_scored: int = 2000
+    """Images of either kind whose confidence is asked for."""
+    resamples: int = 1000
+
+    def on(self, subject: Subject) -> str:
+        """Both parts: the one holds the members, the other the non-members."""
+        return f"{subject.seen.what} (members) and {subject.test.what} (non-members)"
+
+    def unmet(self, subject: Subject, references: Mapping[str, Subject]) -> str | None:
+        """It needs members and non-members, of the forgotten and of the retained."""
+        if subject.heldout is None:
+            return "it needs held-out images: they are the non-members"
+        for part in (subject.seen, subject.heldout):
+            if not part.forgotten.any():
+                return f"no {part.what} show anything forgotten"
+            if part.forgotten.all():
+                return f"no {part.what} show anything retained"
+        if len(torch.unique(subject.classes[subject.seen.concept[~subject.seen.forgotten]])) < 2:
+            return "the retained seen images are all of one class"
+        return None
+
+    def compute(self, subject: Subject, references: Mapping[str, Subject], seed: int = 0) -> dict[str, Any]:
+        """What each attack tells apart.
+
+        For each attack ``auc`` and ``tpr`` at 1 % false positives, each as ``[value, low, high]``;
+        ``nonmember_rate`` where the attack has one; and how many ``members`` and ``nonmembers`` there were.
+        ``likelihood_ratio`` only against an oracle, of the others.
+        """
+        rows = _rows(subject, self.most_scored)
+        attacks: dict[str, Scores] = {
+            "confidence": _confidence(subject, rows),
+            "classifier": _classifier(subject, rows),
+            "encoder": self._encoder(subject, _rows(subject, self.most_viewed), seed),
+        }
+        oracle = references.get("oracle")
+        if oracle is not None and oracle is not subject:
+            reference = _confidence(oracle, rows)
+            attacks["likelihood_ratio"] = {k: attacks["confidence"][k] - reference[k] for k in reference}
+        report: dict[str, Any] = {}
+        for name, scores in attacks.items():
+            report[name] = separation(scores["member"], scores["nonmember"], seed, resamples=self.resamples)
+            if name in _CALIBRATED:
+                report[name]["nonmember_rate"] = _nonmember_rate(scores)
+        kept, gone = _class_scores(subject, rows)
+        report["class_membership"] = separation(kept, gone, seed, resamples=self.resamples)
+        return {**report, "members": len(rows["member"]), "nonmembers": len(rows["nonmember"])}
+
+    def rows(self, value: Any) -> dict[str, str]:
+        """Each attack's AUC, true-positive rate, and the share it calls non-members."""
+        rows = {}
+        for name, attack in value.items():
+            if isinstance(attack, dict):
+                label = name.replace("_", " ")
+                rows[f"{label}: AUC"] = interval(attack["auc"])
+                rows[f"{label}: TPR at 1 % FPR"] = interval(attack["tpr"])
+                if "nonmember_rate" in attack:
+                    rows[f"{label}: called non-members, %"] = percent(attack["nonmember_rate"])
+        return rows
+
+    def _encoder(self, subject: Subject, rows: Mapping[str, Tensor], seed: int) -> Scores:
+        """Mean pairwise cosine of the features of random views."""
+        scores = {}
+        size, generator = subject.model.image_size, torch.Generator().manual_seed(seed)
+        for name, chosen in rows.items():
+            images = _part(subject, name).images(chosen)
+            views = [
+                F.normalize(encode_images(subject.model, random_view(images, size, generator)), dim=-1)
+                for _ in range(self.views)
+            ]
+            # |Σ u|² = V + 2 Σ_{i<j} u_i·u_j
+            total = torch.stack(views).sum(0).square().sum(1).double()
+            scores[name] = ((total - self.views) / (self.views * (self.views - 1))).cpu()
+        return scores
+
+
+def separation(
+    members: Tensor, nonmembers: Tensor, seed: int = 0, *, resamples: int = 1000
+) -> dict[str, list[float]]:
+    """AUC and TPR at 1 % FPR of a score, each with its 95 % bootstrap interval.
+
+    Parameters
+    ----------
+    members, nonmembers : Tensor, shape (N,), (M,)
+        Scores; higher should mean member. A tie counts half in the AUC and not at all in the TPR.
+    seed : int
+        Decides the resampling.
+    resamples : int
+        How often; the intervals are made of them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> separation(torch.tensor([2.0, 3.0, 4.0]), torch.tensor([0.0, 1.0]))["auc"]
+    [1.0, 1.0, 1.0]
+    """
+    members, nonmembers = members.double().cpu(), nonmembers.double().cpu()
+    n, m = len(members), len(nonmembers)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.sort(nonmembers).values
+    auc, tpr = [_auc(members, order)], [_tpr(members, nonmembers)]
+    for _ in range(resamples):
+        some = members[torch.randint(n, (n,), generator=generator)]
+        others = torch.sort(nonmembers[torch.randint(m, (m,), generator=generator)]).values
+        auc.append(_auc(some, others))
+        tpr.append(_tpr(some, others))
+    return {name: _interval(torch.stack(values)) for name, values in (("auc", auc), ("tpr", tpr))}
+
+
+def _auc(members: Tensor, nonmembers: Tensor) -> Tensor:
+    """Share of pairs in which the member scores higher; ``nonmembers`` are sorted."""
+    lower = torch.searchsorted(nonmembers, members) + torch.searchsorted(nonmembers, members, right=True)
+    return lower.double().mean() / (2 * len(nonmembers))
+
+
+def _tpr(members: Tensor, nonmembers: Tensor) -> Tensor:
+    """Share of members above the lowest threshold that at most 1 % of the non-members exceed."""
+    allowed = int(FALSE_POSITIVE_RATE * len(nonmembers))
+    threshold = torch.topk(nonmembers, allowed + 1).values[-1]
+    return (members > threshold).double().mean()
+
+
+def _interval(values: Tensor) -> list[float]:
+    """The first value, and the 2.5 % and 97.5 % quantiles of the rest."""
+    low, high = torch.quantile(values[1:], torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return [values[0].item(), low, high]
+
+
+def _rows(subject: Subject, most: int) -> dict[str, Tensor]:
+    """Rows of the forgotten and retained images of the seen and the held-out part, at most ``most`` each."""
+    rows = {}
+    for forgotten, names in ((True, ("member", "nonmember")), (False, ("kept", "kept_nonmember"))):
+        for name in names:
+            rows[name] = evenly((_part(subject, name).forgotten == forgotten).nonzero()[:, 0], most)
+    return rows
+
+
+def _part(subject: Subject, name: str) -> Part:
+    return subject.seen if name in ("member", "kept") else subject.test
+
+
+@torch.no_grad()
+def _confidence(subject: Subject, rows: Mapping[str, Tensor]) -> Scores:
+    """Log p/(1-p) of the right name among all names."""
+    space, names, scores = subject.space, subject.captions[0].features, {}
+    for name, chosen in rows.items():
+        part, pieces = _part(subject, name), []
+        for some in torch.split(chosen, CHUNK):
+            logits = space.logits(part.features[some], names)
+            own = part.concept[some][:, None]
+            others = logits.scatter(1, own, -torch.inf).logsumexp(1)
+            pieces.append((logits.gather(1, own)[:, 0] - others).cpu())
+        scores[name] = torch.cat(pieces)
+    return scores
+
+
+def _classifier(subject: Subject, rows: Mapping[str, Tensor]) -> Scores:
+    """Largest probability of a linear probe that was fit on the retained seen features."""
+    seen = subject.seen
+    kept = ~seen.forgotten
+    features = torch.cat([_part(subject, name).features[chosen] for name, chosen in rows.items()])
+    labels = subject.classes[seen.concept[kept]]
+    probabilities = linear_probe(seen.features[kept], labels, features).amax(1)
+    return dict(zip(rows, torch.split(probabilities, [len(chosen) for chosen in rows.values()]), strict=True))
+
+
+@torch.no_grad()
+def _class_scores(subject: Subject, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Largest log-probability of any label, of retained and of forgotten held-out images."""
+    captions = subject.captions[subject.taxonomy.grouping].features
+    kept, gone = (
+        subject.space.logits(subject.test.features[rows[name]], captions).log_softmax(1).amax(1)
+        for name in ("kept_nonmember", "nonmember")
+    )
+    return kept, gone
+
+
+def _nonmember_rate(scores: Scores) -> float:
+    """Share of the forgotten seen images below the threshold that best parts the retained ones."""
+    kept, others = scores["kept"].double(), scores["kept_nonmember"].double()
+    thresholds = torch.cat([kept, others]).sort().values
+    # Balanced accuracy of "member where score >= threshold", for every threshold at once.
+    hit = 1 - torch.searchsorted(kept.sort().values, thresholds) / len(kept)
+    reject = torch.searchsorted(others.sort().values, thresholds) / len(others)
+    threshold = thresholds[(hit + reject).argmax()]
+    return (scores["member"].double() < threshold).double().mean().item()

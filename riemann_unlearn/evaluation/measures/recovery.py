@@ -1,0 +1,230 @@
+"""Is it in the features still? The forgotten concept sought in frozen image features, without any text.
+
+Everything is fit on seen images and scored on held-out ones. A class is a label of the level that probes ask
+at, or a forgotten concept by itself (see :attr:`Subject.classes`).
+
+- *linear probe* (Alain and Bengio 2016, arXiv 1610.01644): multinomial logistic regression over all
+  classes; ``recall`` is the share of forgotten images that it classifies right. ``roc_auc`` and
+  ``balanced_accuracy`` are of a second one that tells forgotten from retained, both kinds weighted alike.
+- *k-NN* (Wu et al. 2018, arXiv 1805.01978): the class most frequent among the k most similar seen images.
+- *prototypes* (Snell et al. 2017, arXiv 1703.05175): the nearest class mean; and with n shots of every
+  forgotten class, against whole prototypes of the retained, the *prototypical relearning attack* of Ha et
+  al. 2025 (arXiv 2506.01318).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from riemann_unlearn.evaluation.features import nearest
+from riemann_unlearn.evaluation.measures.base import (
+    ROLE_COLOURS,
+    ROLE_NAMES,
+    Measure,
+    number,
+    percent,
+    share,
+    shots_text,
+)
+from riemann_unlearn.evaluation.subject import Part, Subject
+from riemann_unlearn.registry import register
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOTS = (1, 2, 4, 8, 16)
+"""Images of each forgotten class that an attacker has; as many of these as every class has images for."""
+
+Score = Callable[[Tensor], dict[str, float | None]]
+
+
+@register
+@dataclass(frozen=True)
+class Recovery(Measure):
+    """Probes, neighbours and prototypes in frozen features."""
+
+    name: ClassVar[str] = "recovery"
+    title: ClassVar[str] = "In the features still"
+    reading: ClassVar[str] = (
+        "What is found in frozen image features without any text. Above the retrained model's: hidden, not gone. "
+        "Below it: scattered, which an observer can see."
+    )
+    guess: ClassVar[str] = "1/classes; ROC-AUC, balanced accuracy: 0.5"
+    paper: ClassVar[str] = (
+        "Alain and Bengio 2016, arXiv 1610.01644; Wu et al. 2018, arXiv 1805.01978; Snell et al. 2017, arXiv "
+        "1703.05175; Ha et al. 2025, arXiv 2506.01318"
+    )
+    order: ClassVar[int] = 50
+    packages: ClassVar[tuple[str, ...]] = ("sklearn",)
+
+    neighbours: int = 5
+    shots: tuple[int, ...] = SHOTS
+    draws: int = 5
+    """Random choices of shots that a figure is the mean of."""
+
+    def on(self, subject: Subject) -> str:
+        """Held-out images, by what was fit on seen ones."""
+        return f"{subject.test.what}, by what is fit on {subject.seen.what}"
+
+    def unmet(self, subject: Subject, references: Mapping[str, Subject]) -> str | None:
+        """A probe is not asked about what it was fit on, and one class needs no probe."""
+        if subject.heldout is None:
+            return "it needs held-out images: a probe must not be asked about what it was fit on"
+        for part in (subject.seen, subject.heldout):
+            if not part.forgotten.any():
+                return f"no {part.what} show anything forgotten"
+        if len(torch.unique(subject.classes[subject.seen.concept])) < 2:
+            return "the seen images are all of one class"
+        return None
+
+    def compute(self, subject: Subject, references: Mapping[str, Subject], seed: int = 0) -> dict[str, Any]:
+        """What frozen features give back of the forgotten.
+
+        ``linear_probe`` (``recall``, ``retain_accuracy``, ``roc_auc``, ``balanced_accuracy``), ``knn`` and
+        ``prototype`` (``recall``, ``retain_accuracy``), ``few_shot_prototype`` (``shots``, ``recall``),
+        ``chance``: of the recalls, one over the number of classes; and how many forgotten ``images`` were asked
+        about.
+        """
+        seen, test, space = subject.seen, subject.test, subject.space
+        present, own = torch.unique(subject.classes[seen.concept], return_inverse=True)
+        target = subject.classes[test.concept]
+
+        def score(predicted: Tensor) -> dict[str, float | None]:
+            hits = present[predicted] == target
+            return {"recall": share(hits[test.forgotten]), "retain_accuracy": share(hits[~test.forgotten])}
+
+        probe = linear_probe(seen.features, own, test.features).argmax(1).to(own.device)
+        voters = nearest(space, test.features, seen.features, min(self.neighbours, len(seen)))
+        means = space.mean(seen.features, own, len(present))
+        return {
+            "linear_probe": {**score(probe), **_binary_probe(seen, test)},
+            "knn": score(torch.mode(own[voters], dim=1).values),
+            "prototype": score(nearest(space, test.features, means, 1)[:, 0]),
+            "few_shot_prototype": self._few_shots(subject, own, len(present), score, seed),
+            "chance": 1 / len(present),
+            "images": int(test.forgotten.sum()),
+        }
+
+    def rows(self, value: Any) -> dict[str, str]:
+        """Every probe's recall, and what the first two say of the retained."""
+        few = value["few_shot_prototype"]
+        return {
+            "linear probe: recall of the forgotten, %": percent(value["linear_probe"]["recall"]),
+            "linear probe: accuracy on the retained, %": percent(value["linear_probe"]["retain_accuracy"]),
+            "forgotten against retained: ROC-AUC": number(value["linear_probe"]["roc_auc"], 3),
+            "forgotten against retained: balanced acc., %": percent(
+                value["linear_probe"]["balanced_accuracy"]
+            ),
+            "k-NN: recall of the forgotten, %": percent(value["knn"]["recall"]),
+            "prototypes: recall of the forgotten, %": percent(value["prototype"]["recall"]),
+            **{
+                f"prototypes, {shots_text(n)}: recall, %": percent(recall)
+                for n, recall in zip(few["shots"], few["recall"], strict=True)
+            },
+            "chance of a recall, %": percent(value["chance"]),
+        }
+
+    def figure(self, values: Mapping[str, Any]) -> Figure | None:
+        """Recall against the number of shots."""
+        few = {role: value["few_shot_prototype"] for role, value in values.items()}
+        curves = {role: (value["shots"], value["recall"]) for role, value in few.items() if value["shots"]}
+        if not curves:
+            return None
+        return shots_figure("Recall by few-shot prototypes", curves, next(iter(values.values()))["chance"])
+
+    def _few_shots(
+        self, subject: Subject, own: Tensor, count: int, score: Score, seed: int
+    ) -> dict[str, Any]:
+        """Recall with n shots of each forgotten class, for every n that all of them have images for."""
+        features, space = subject.seen.features, subject.space
+        generator = torch.Generator().manual_seed(seed)
+        classes = torch.unique(own[subject.seen.forgotten])
+        pools = [(own == label).nonzero()[:, 0] for label in classes]
+        kept = torch.isin(own, classes, invert=True).nonzero()[:, 0]
+        shots = [n for n in self.shots if n <= min(map(len, pools))]
+        recalls = []
+        for n in shots:
+            total = 0.0
+            for _ in range(self.draws):
+                # The order is drawn on the CPU, so that a seed means the same on every device.
+                drawn = [
+                    pool[torch.randperm(len(pool), generator=generator)[:n].to(pool.device)] for pool in pools
+                ]
+                rows = torch.cat([kept, *drawn])
+                means = space.mean(features[rows], own[rows], count)
+                total += score(nearest(space, subject.test.features, means, 1)[:, 0])["recall"] or 0.0
+            recalls.append(total / self.draws)
+        return {"shots": shots, "recall": recalls}
+
+
+def linear_probe(features: Tensor, labels: Tensor, test: Tensor) -> Tensor:
+    """Probabilities, shape (M, classes), that a logistic regression fit on ``features`` gives ``test``.
+
+    On the CPU, where scikit-learn works.
+    """
+    regression, standardized = _regression(features, labels, test)
+    return torch.from_numpy(regression.predict_proba(standardized))
+
+
+def shots_figure(
+    title: str, curves: Mapping[str, tuple[list[int], list[float]]], chance: float | None
+) -> Figure:
+    """Shares in [0, 1] against the number of shots, which doubles from tick to tick.
+
+    Parameters
+    ----------
+    title : str
+    curves : mapping
+        By role, the numbers of shots and the share at each; 0 shots stand left of 1.
+    chance : float or None
+        Drawn as a line.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5, 2.8), layout="constrained")
+    axes = figure.subplots()
+    # A tick for each number, at even steps: 0 has no place on a scale of doublings.
+    ticks = sorted({n for shots, _ in curves.values() for n in shots})
+    for role, (shots, shares) in curves.items():
+        places = [ticks.index(n) for n in shots]
+        axes.plot(places, shares, "o-", color=ROLE_COLOURS[role], label=ROLE_NAMES[role], markersize=4)
+    if chance is not None:
+        axes.axhline(chance, color="#c2410c", linestyle="--", linewidth=1, label="chance")
+    axes.set_xticks(range(len(ticks)), [str(n) for n in ticks])
+    axes.set(title=title, xlabel="shots", ylim=(-0.03, 1.03))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _binary_probe(seen: Part, test: Part) -> dict[str, float | None]:
+    """Of a probe that tells forgotten from retained; nothing where there is nothing to tell apart."""
+    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+    gone = test.forgotten.cpu()
+    if gone.all() or seen.forgotten.all():
+        return {"roc_auc": None, "balanced_accuracy": None}
+    regression, standardized = _regression(
+        seen.features, seen.forgotten, test.features, class_weight="balanced"
+    )
+    return {
+        "roc_auc": float(roc_auc_score(gone, regression.decision_function(standardized))),
+        "balanced_accuracy": float(balanced_accuracy_score(gone, regression.predict(standardized))),
+    }
+
+
+def _regression(features: Tensor, labels: Tensor, test: Tensor, **options: Any) -> tuple[Any, Any]:
+    """A fitted regression, and ``test`` as it must be given."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(features.cpu())
+    # C = 0.1 with unit-variance features; the probe must not fail for want of iterations.
+    regression = LogisticRegression(C=0.1, max_iter=1000, tol=1e-3, **options)
+    regression.fit(scaler.transform(features.cpu()), labels.cpu().numpy())
+    return regression, scaler.transform(test.cpu())

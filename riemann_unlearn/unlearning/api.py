@@ -1,0 +1,367 @@
+"""Make a model forget: measure, change it by a method, measure again.
+
+Given a folder, a run is also a run directory (:mod:`riemann_unlearn.runs`) that an interrupted one goes on
+with. What is done at each step is the driver's (:mod:`riemann_unlearn.training.driver`), what is descended is
+the method's; here they are put together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from riemann_unlearn.config import RunConfig
+from riemann_unlearn.data import Dataset
+from riemann_unlearn.data import load as load_data
+from riemann_unlearn.evaluation import chance, evaluate
+from riemann_unlearn.models import DualEncoder, list_models, save_model, state_of, unwrap
+from riemann_unlearn.models import load as load_model
+from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
+from riemann_unlearn.optim import RiemannianAdam
+from riemann_unlearn.runs import METRICS_NAME, Clock, RunDirectory, Unused, check_free
+from riemann_unlearn.training import Callback, Checkpoint, Driver, History, ProgressBar, Watch, as_device
+from riemann_unlearn.unlearning.methods import METHODS, DirectMethod, GradientMethod, Method, create_method
+from riemann_unlearn.unlearning.problem import ForgetAndRetain, Problem, Step
+from riemann_unlearn.unlearning.saliency import Saliency, saliency_masks
+
+CHECKPOINT_EVERY = 25
+"""Steps between two checkpoints; one is also written when a run is interrupted."""
+
+
+@dataclass(frozen=True)
+class UnlearningResult:
+    """What :func:`unlearn` returns."""
+
+    model: DualEncoder
+    """The model that has forgotten, in evaluation mode."""
+    metrics: dict[str, Any]
+    """What ``metrics.json`` holds."""
+    history: list[dict[str, Any]]
+    """One record a step."""
+    folder: Path | None = None
+    """The run directory, if there is one."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was interrupted; its message says at which step, and how to go on."""
+
+
+def unlearn(
+    model: str | Path | nn.Module = "meru-emoji",
+    data: str | Path | Dataset = "emoji",
+    *,
+    forget: str | Sequence[str],
+    method: str | type[Method] | Method = "tilt",
+    output: str | Path | Unused | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
+) -> UnlearningResult:
+    """Make ``model`` forget concepts, and measure what it forgot and what it kept.
+
+    Parameters
+    ----------
+    model : str, Path or Module
+        A bundled model's name, a checkpoint, or a model, compiled or wrapped or not. A model object is
+        changed in place.
+    data : str, Path or Dataset
+        A dataset's name, a folder, or a dataset.
+    forget : str or sequence of str
+        Labels of any level of the data's taxonomy.
+    method : str, class or Method
+        A name from :func:`riemann_unlearn.list_methods`, or a method, registered or not: ``Tilt(steps=5)``.
+    output : str, Path or Unused, optional
+        Folder for the run directory; must be empty or missing unless ``resume`` is set.
+    resume : bool
+        Go on with the interrupted run in ``output``.
+    progress : bool
+        Show a progress bar.
+    callbacks : sequence of Callback
+        Told of every step, before the history is; see :class:`riemann_unlearn.training.Callback`.
+    **options
+        The other fields of :class:`riemann_unlearn.config.RunConfig`: ``settings`` (a mapping, settings of
+        a method given by name), ``seed``, ``forget_batch``, ``retain_batch``, ``saliency``, ``device``
+        (where the model is moved; a model object stays where it is by default).
+
+    Returns
+    -------
+    UnlearningResult
+
+    Raises
+    ------
+    TypeError
+        For an option that there is not.
+    ValueError
+        Before any work, and before anything is written: for an unknown concept, model, method or setting, for
+        nothing or everything to forget, for a method that does not fit the model, for an unusable ``output``.
+    RuntimeError
+        When the loss stops being finite.
+    Interrupted
+        On Ctrl-C; with ``output``, the run can be resumed.
+
+    Examples
+    --------
+    >>> import riemann_unlearn as ru
+    >>> result = ru.unlearn(forget="food-fruit", settings={"steps": 1}, progress=False)
+    >>> sorted(result.metrics["after"])
+    ['forget', 'heldout', 'neighbours', 'retain']
+    """
+    known = [entry.name for entry in fields(RunConfig)]
+    if unknown := [name for name in options if name not in known]:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise TypeError(f"unlearn() has no option {unknown[0]!r}; {hint}There are: {', '.join(known)}")
+    directory = None
+    if resume:
+        if output is None or isinstance(output, Unused):
+            raise ValueError("resume=True needs output=, the run directory to go on with")
+        directory = RunDirectory.reopen(output)
+        _check_method(directory, method)
+    elif output is not None:
+        check_free(output)
+    rules = create_method(method, options.pop("settings", None))
+    encoder = unwrap(model) if isinstance(model, nn.Module) else None
+    if encoder is not None:
+        options.setdefault("device", str(encoder.device))
+    config = RunConfig(
+        forget=forget,
+        model=str(model) if encoder is None else encoder.name,
+        data=data.name if isinstance(data, Dataset) else str(data),
+        method=rules.name,
+        settings=rules.settings(),
+        **options,
+    )
+    device = as_device(config.device)
+    dataset = load_data(data)
+    selection = dataset.taxonomy.select(config.forget)
+    _check_seen(dataset, config.forget)
+    if encoder is None:
+        encoder = load_model(config.model)
+        config = replace(config, model=_lasting(config.model))
+    config = replace(config, data=dataset.name)
+    problem = Problem(encoder.to(device).eval(), dataset, selection.to(device))
+    if (reason := rules.unmet(problem)) is not None:
+        raise ValueError(f"method {rules.name!r} cannot be used: {reason}")
+    if directory is not None:
+        _check_same(directory, config)
+    elif output is not None:  # all that can be refused has been refused
+        directory = RunDirectory.claim(output, config.to_mapping())
+
+    run = _Run(problem, rules, config, directory)
+    try:
+        run.go(callbacks, progress)
+        metrics = run.metrics()
+    except KeyboardInterrupt:
+        raise Interrupted(run.interrupted()) from None
+    if directory is not None:
+        with directory.writing():
+            save_model(encoder, directory.folder / WEIGHTS_NAME)
+        directory.write(METRICS_NAME, json.dumps(metrics, indent=2) + "\n")
+        directory.finish()
+    folder = None if directory is None else directory.folder
+    return UnlearningResult(encoder, metrics, run.history.records, folder)
+
+
+class _Run:
+    """A run in progress; of a checkpoint, the part that is neither weights nor the driver's."""
+
+    def __init__(
+        self, problem: Problem, method: Method, config: RunConfig, directory: RunDirectory | None
+    ) -> None:
+        self.problem, self.method, self.config, self.directory = problem, method, config, directory
+        self.clock, self.history = Clock(), History(directory, CHECKPOINT_EVERY)
+        self.before: dict[str, Any] | None = None
+        self.applied = False
+
+    def go(self, callbacks: Sequence[Callback], progress: bool) -> None:
+        """Do what the method does, or what of it is left."""
+        if isinstance(self.method, GradientMethod):
+            self._take_steps(self.method, callbacks, progress)
+        elif isinstance(self.method, DirectMethod):
+            self._apply(self.method, progress)
+        else:
+            raise TypeError(
+                f"method {self.method.name!r} is neither a GradientMethod nor a DirectMethod; subclass one"
+            )
+
+    def _take_steps(self, method: GradientMethod, callbacks: Sequence[Callback], progress: bool) -> None:
+        model, config, directory = self.problem.model, self.config, self.directory
+        # Made of the model as it was, so before a checkpoint is read.
+        objective = method.objective(self.problem)
+        moved = method.parameters(model)
+        sizes = config.forget_batch or method.forget_batch, config.retain_batch or method.retain_batch
+        listeners: list[Callback] = [Watch(model, _radii), *callbacks, self.history]
+        if config.saliency < 1:
+            listeners.append(Saliency(moved, self._saliency(moved, sizes)))
+        parts = {"weights": _Weights(model), "run": self}
+        if directory is not None:
+            listeners.append(Checkpoint(directory, parts, CHECKPOINT_EVERY))
+        listeners.append(ProgressBar(f"{method.name}: forget {', '.join(config.forget)}", progress))
+        driver = Driver(
+            ForgetAndRetain(self.problem, *sizes, seed=config.seed),
+            objective,
+            RiemannianAdam(moved, lr=method.learning_rate),
+            parameters=moved,
+            steps=method.steps,
+            schedule=method.rate,
+            device=model.device,
+            callbacks=listeners,
+        )
+        if directory is not None:
+            directory.restore({"driver": driver, **parts})
+        self.before = self.before or self._evaluate()
+        driver.run()
+
+    def _saliency(self, moved: Sequence[Tensor], sizes: tuple[int, int]) -> list[Tensor | None]:
+        """The weights that matter most to the forgotten pairs, from one batch of its own."""
+        batches = ForgetAndRetain(self.problem, *sizes, seed=self.config.seed)
+        loss = batches.draw(0).to(self.problem.model.device).contrast(retained=False)
+        gradients = torch.autograd.grad(loss, moved, allow_unused=True)
+        return saliency_masks(gradients, self.config.saliency)
+
+    def _apply(self, method: DirectMethod, progress: bool) -> None:
+        """Change the model by a method that takes no steps of the driver."""
+        weights = _Weights(self.problem.model)
+        if self.directory is not None and self.directory.restore({"run": self}) and self.applied:
+            self.directory.restore({"weights": weights})
+            return
+        self.before = self.before or self._evaluate()
+        folder = None
+        if self.directory is not None:
+            folder = self.directory.folder
+            self.directory.save({"run": self})
+        try:
+            method.apply(self.problem, seed=self.config.seed, folder=folder, progress=progress)
+        except BaseException:
+            if self.directory is not None:
+                self.directory.save({"run": self})  # the seconds; weights may be half changed
+            raise
+        self.applied = True
+        self.history.write()  # of no step, but the file is there
+        if self.directory is not None:
+            self.directory.save({"weights": weights, "run": self})
+
+    def _evaluate(self) -> dict[str, Any]:
+        return evaluate(self.problem.model, self.problem.dataset, forget=self.config.forget)
+
+    def metrics(self) -> dict[str, Any]:
+        """The contents of ``metrics.json``."""
+        before, after = self.before or self._evaluate(), self._evaluate()
+        aside = ("audit", "on", "unmet")
+        return {
+            "method": self.config.method,
+            "model": self.config.model,
+            "data": self.config.data,
+            "forget": list(self.config.forget),
+            "seed": self.config.seed,
+            "seconds": round(self.clock.seconds, 2),
+            "steps": len(self.history.records),
+            "settings": self.method.settings(),
+            "saliency": self.config.saliency,
+            "chance": chance(self.problem.taxonomy, self.problem.selection),
+            "before": {name: part for name, part in before.items() if name not in aside},
+            "after": {name: part for name, part in after.items() if name not in aside},
+            "audit": {"before": before["audit"], "after": after["audit"]},
+            "on": after["on"],
+            "unmet": after["unmet"],
+        }
+
+    def interrupted(self) -> str:
+        """Where the run was interrupted, and how to go on."""
+        steps = f" after {len(self.history.records)} of {self.method.steps} steps"
+        return f"interrupted{steps if isinstance(self.method, GradientMethod) else ''}; " + (
+            f"{self.directory.folder} can be resumed"
+            if self.directory
+            else "without an output folder nothing was kept"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured, whether a direct method is done, and how long it all took."""
+        return {"before": self.before, "applied": self.applied, "clock": self.clock.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.before, self.applied = state["before"], state["applied"]
+        self.clock.load_state_dict(state["clock"])
+
+
+class _Weights:
+    """A model's weights under the names that they have where nothing is compiled."""
+
+    def __init__(self, model: DualEncoder) -> None:
+        self.model = model
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(state_of(self.model))
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        own = state_of(self.model)
+        if own.keys() != state.keys():
+            raise ValueError(f"it holds other weights: {sorted(own.keys() ^ state.keys())[:3]}")
+        for name, value in own.items():
+            value.copy_(state[name])
+
+
+def _radii(step: Step) -> tuple[str, Tensor, Tensor] | None:
+    """The batch's image features as tangent vectors, in a space that has such."""
+    if not step.space.has_cones:
+        return None
+    vectors, c = step.space.tangents(step.image_features)
+    return "image_features", vectors, torch.as_tensor(c)
+
+
+def _check_seen(dataset: Dataset, forget: Sequence[str]) -> None:
+    """Refuse what no seen image shows, and what all of them show."""
+    concept = dataset.seen.concept
+    gone = dataset.taxonomy.select(forget).concepts[concept]
+    for query in forget:
+        if not dataset.taxonomy.select([query]).concepts[concept].any():
+            raise ValueError(
+                f"no seen image shows {query!r}, so there is nothing to forget it by; held-out images take "
+                "no part in a run. Leave it out, or give images of it among the seen ones"
+            )
+    if gone.all():
+        raise ValueError(
+            "every seen image shows something that is to be forgotten; nothing would be left to retain"
+        )
+
+
+def _check_method(directory: RunDirectory, method: object) -> None:
+    """Refuse to go on by name with a method that has no name here."""
+    name = directory.config.get("method")
+    if isinstance(method, str) and method == name and name not in METHODS:
+        raise ValueError(
+            f"the run in {directory.folder} is of method {name!r}, which is not registered; register it "
+            "(riemann_unlearn.register), or give the method itself: unlearn(..., method=..., resume=True)"
+        )
+
+
+def _check_same(directory: RunDirectory, config: RunConfig) -> None:
+    """Refuse to go on with a run that was asked for something else; where it computes is of no matter."""
+    saved, asked = directory.config, config.to_mapping()
+    settings = saved.get("settings") or {}
+    for name, value in asked.items():
+        if name == "settings":
+            same = all(value.get(key) == entry for key, entry in settings.items())
+        else:
+            same = name == "device" or saved.get(name) == value
+        if not same:
+            raise ValueError(
+                f"{directory.folder} holds a run with another configuration: {name} is {saved.get(name)!r} "
+                f"there, and {value!r} was asked for"
+            )
+
+
+def _lasting(model: str) -> str:
+    """A model's name as it is, a path so that it is found from any folder."""
+    named = model in {info.name for info in list_models()}
+    return model if named else str(Path(model).expanduser().resolve())

@@ -1,0 +1,184 @@
+"""What a method is given: the problem, and one batch of it at a time.
+
+:class:`Problem` is the manifold side of a run (which model, what it learned from, what of that has to go) and
+:class:`Step` a batch with its features, computed when they are first asked for. Neither knows a loss: those
+take features, masks and a space (:mod:`riemann_unlearn.losses`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riemann_unlearn.data import Dataset, Selection, Taxonomy
+from riemann_unlearn.data.batch import Batch, make_batch
+from riemann_unlearn.losses import functional
+from riemann_unlearn.models import DualEncoder
+from riemann_unlearn.spaces import Space
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be changed, what it learned from, and what of that has to go."""
+
+    model: DualEncoder
+    dataset: Dataset
+    selection: Selection
+    """On the model's device."""
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """Of the data."""
+        return self.dataset.taxonomy
+
+    @property
+    def space(self) -> Space:
+        """In which the model's features are compared, as its parameters are now."""
+        return self.model.space
+
+    @property
+    def levels(self) -> range:
+        """Numbers of the taxonomy's levels, from specific to general."""
+        return range(len(self.taxonomy.levels))
+
+    def forgotten(self, level: int) -> Tensor:
+        """Which labels of a level are to be forgotten: bool, shape (labels,)."""
+        return self.selection.forgotten[level]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch, as a method sees it; a tower runs when its features are first asked for."""
+
+    problem: Problem
+    batch: Batch
+    number: int = 0
+    """How many steps were taken before this one."""
+
+    def to(self, device: torch.device | str) -> Step:
+        """The same step, its batch on another device."""
+        return replace(self, batch=self.batch.to(device))
+
+    @property
+    def model(self) -> DualEncoder:
+        """The model that is being changed."""
+        return self.problem.model
+
+    @property
+    def space(self) -> Space:
+        """In which features are compared, as the model's parameters are now."""
+        return self.problem.space
+
+    @cached_property
+    def image_features(self) -> Tensor:
+        """What the image tower emits for the batch, shape (B, D)."""
+        return self.model.encode_image(self.model.preprocess(self.batch.images))
+
+    @cached_property
+    def text_features(self) -> tuple[Tensor, ...]:
+        """By level, the features of each image's caption at that level, shape (B, D)."""
+        texts = self.model.encode_text(self.model.tokenize(self.batch.texts))
+        return tuple(texts[pairing.row] for pairing in self.batch.pairings)
+
+    @cached_property
+    def caption_ids(self) -> tuple[Tensor, ...]:
+        """By level, which label each image's caption means: long, shape (B,)."""
+        return tuple(pairing.caption_ids for pairing in self.batch.pairings)
+
+    @cached_property
+    def forget(self) -> tuple[Tensor, ...]:
+        """By level, whether the pair's caption names something to be forgotten: bool, shape (B,)."""
+        return tuple(self.problem.forgotten(level)[ids] for level, ids in enumerate(self.caption_ids))
+
+    def sum_over_levels(self, loss: Callable[[int], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The terms of a loss of one level, summed by name over the levels."""
+        total: dict[str, Tensor] = {}
+        for level in self.problem.levels:
+            for name, value in loss(level).items():
+                total[name] = total[name] + value if name in total else value
+        return total
+
+    def contrast(self, *, retained: bool) -> Tensor:
+        """The space's contrastive loss of some pairs, summed over the levels.
+
+        Retained pairs are contrasted among themselves, as in AC; forgotten ones with the whole batch, for
+        among themselves they may all have the same caption. 0 at a level without such pairs.
+        """
+        return self.sum_over_levels(lambda level: {"sum": self._contrast(level, retained)})["sum"]
+
+    def _contrast(self, level: int, retained: bool) -> Tensor:
+        forget, space, images = self.forget[level], self.space, self.image_features
+        # A retained pair's normalizer runs over the retained pairs where the space is told which these are.
+        statistics = space.statistics(
+            images,
+            self.text_features[level],
+            forget=forget if retained else None,
+            caption_ids=self.caption_ids[level],
+        )
+        loss = functional.contrastive(
+            statistics, space.scale, space.bias, pairs=~forget if retained else forget
+        )
+        return loss.to(images.dtype)
+
+    def calibrate(self, loss: Callable[..., Any], space: Space | None = None) -> dict[str, Tensor]:
+        """A calibration loss of :mod:`riemann_unlearn.losses` applied at every level.
+
+        Parameters
+        ----------
+        loss : callable
+        space : Space, optional
+            Another one than the model's.
+        """
+        space = self.space if space is None else space
+        return self.sum_over_levels(
+            lambda level: loss(
+                self.image_features,
+                self.text_features[level],
+                self.forget[level],
+                space=space,
+                caption_ids=self.caption_ids[level],
+                output_dict=True,
+            )
+        )
+
+
+class ForgetAndRetain:
+    """Batches of both kinds of pairs, those to be forgotten first.
+
+    Parameters
+    ----------
+    problem : Problem
+    forget, retain : int
+        Pairs of either kind in a batch, as far as there are so many.
+    seed : int
+        Decides which, their views and the wording of their captions.
+    """
+
+    def __init__(self, problem: Problem, forget: int, retain: int, seed: int) -> None:
+        self.problem = problem
+        self.generator = torch.Generator().manual_seed(seed)
+        # Images are drawn where they are kept, and drawn by a generator of the CPU: a seed means the same
+        # batches on every device.
+        gone = problem.selection.concepts.cpu()[problem.dataset.seen.concept]
+        self._pools = ((gone.nonzero()[:, 0], forget), ((~gone).nonzero()[:, 0], retain))
+
+    def draw(self, number: int) -> Step:
+        """The step of a number, on the CPU; each kind without replacement."""
+        rows = torch.cat(
+            [pool[torch.randperm(len(pool), generator=self.generator)[:count]] for pool, count in self._pools]
+        )
+        batch = make_batch(self.problem.dataset.seen, rows, self.problem.model.image_size, self.generator)
+        return Step(self.problem, batch, number)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state."""
+        self.generator.set_state(state["generator"])
