@@ -13,5 +13,6 @@ subclassing it and saying what is tested::
 """
 
 from riemann_unlearn.testing.manifolds import ConeLaws, HyperbolicLaws
+from riemann_unlearn.testing.spaces import SpaceLaws
 
-__all__ = ["ConeLaws", "HyperbolicLaws"]
+__all__ = ["ConeLaws", "HyperbolicLaws", "SpaceLaws"]

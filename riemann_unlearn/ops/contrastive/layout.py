@@ -124,7 +124,7 @@ class Layout:
         self, p: Problem, norms: tuple[Tensor | None, Tensor | None] = (None, None), *, passes: Any
     ) -> None:
         p = self.p = p._replace(x=p.x.detach(), y=p.y.detach(), scale=p.scale.detach(), c=p.c.detach())
-        self.passes = passes if p.x.dtype == torch.float32 else None
+        self.passes: Any = passes if p.x.dtype == torch.float32 else None
         root = self.root = p.c.double().sqrt()
         self.unit = -1 / root if p.hyperbolic else -torch.ones_like(root)
         """s = unit · V, where V = D, or minus the cosine."""
