@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -34,17 +35,22 @@ from riemann_unlearn.models.configuration import Rule, check, check_model_cfg, c
 from riemann_unlearn.models.wrapping import state_of, unwrap
 
 WEIGHTS_NAME = "model.safetensors"
+_COUNTER = "num_batches_tracked"
 _BUNDLED = Path(__file__).parent / "bundled"
 
 MAX_VOCABULARY = 2**26
 """Largest vocabulary in bytes, unpacked; CLIP's has 3 million. A few kB of gzip can hold gigabytes."""
 
-_STORED = {"F64", "F32", "F16", "BF16"}
+_STORED = ("F64", "F32", "F16", "BF16")
 """Dtypes of weights, as safetensors calls them."""
 
 _TOKENIZER: dict[str, Rule] = {
     "bpe_path": (
-        lambda value: isinstance(value, str) and re.fullmatch(r"[^/\\:\0]+", value) is not None,
+        lambda value: (
+            isinstance(value, str)
+            and re.fullmatch(r"[^/\\:\0]+", value) is not None
+            and len(value.encode(errors="replace")) < 256
+        ),  # what a file system takes
         "the name of a file beside the checkpoint, without a folder",
     ),
     "clean": one_of("lower", "whitespace", "canonicalize"),
@@ -99,8 +105,9 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     Parameters
     ----------
     name_or_path : str or Path
-        A name from :func:`list_models`, a ``.safetensors`` file written by :func:`save_model`, or a
-        folder with ``model.safetensors`` in it, such as the output of a run.
+        A name from :func:`list_models`, a ``.safetensors`` file written by :func:`save_model`, a folder with
+        ``model.safetensors`` in it, such as the output of a run, or a folder as open_clip writes it, with
+        ``open_clip_model.safetensors`` and ``open_clip_config.json``.
     device : str or torch.device, optional
         Where to put it; the CPU by default.
 
@@ -182,15 +189,20 @@ def save_model(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.fl
     Raises
     ------
     ValueError
-        When another vocabulary of the same name lies there.
+        For a dtype that cannot hold the weights, and when another vocabulary of the same name lies there.
     """
+    if not dtype.is_floating_point:
+        raise ValueError(f"weights are stored in a floating-point dtype, got {dtype}")
     inner, path = unwrap(model), Path(path)
-    tensors: dict[str, Tensor] = {
-        # Copies, for safetensors takes no two tensors that share memory, as tied weights do.
-        key: value.detach().to("cpu", dtype if value.ndim > 1 else torch.float32).contiguous().clone()
-        for key, value in state_of(inner).items()
-        if not key.endswith("num_batches_tracked")  # has no part in what the model computes
-    }
+    tensors: dict[str, Tensor] = {}
+    for key, value in state_of(inner).items():
+        if key.endswith(_COUNTER):
+            continue
+        stored = value.detach().to("cpu", dtype if value.ndim > 1 else torch.float32)
+        if not stored.isfinite().all() and value.isfinite().all():
+            raise ValueError(f"{key} has values too large for {stored.dtype}; save the model in float32")
+        # A copy, for safetensors takes no two tensors that share memory, as tied weights do.
+        tensors[key] = stored.contiguous().clone()
     if inner.vocabulary is not None:
         beside, content = path.parent / inner.vocabulary.name, inner.vocabulary.read_bytes()
         if not beside.exists():
@@ -256,7 +268,7 @@ def _compare(skeleton: DualEncoder, shapes: Mapping[str, tuple[int, ...]]) -> No
     wanted = {
         name: tuple(value.shape)
         for name, value in skeleton.state_dict().items()
-        if not name.endswith("num_batches_tracked")
+        if not name.endswith(_COUNTER)
     }
     missing, unexpected = sorted(wanted.keys() - shapes), sorted(shapes.keys() - wanted.keys())
     if missing or unexpected:
@@ -277,60 +289,82 @@ def _file_of(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if str(name_or_path) in _MODELS:
         return _MODELS[str(name_or_path)].path / WEIGHTS_NAME
-    if path.is_dir():
-        path = path / WEIGHTS_NAME
-    if not path.is_file():
-        raise ValueError(
-            f"no model {str(name_or_path)!r}: it is neither a bundled model "
-            f"({', '.join(_MODELS)}) nor a file or folder with {WEIGHTS_NAME}"
-        )
-    return path
+    names = (WEIGHTS_NAME, HF_SAFE_WEIGHTS_NAME)
+    for candidate in [path / name for name in names] if path.is_dir() else [path]:
+        if candidate.is_file():
+            return candidate
+    raise ValueError(
+        f"no model {str(name_or_path)!r}: it is neither a bundled model "
+        f"({', '.join(_MODELS)}) nor a file or folder with {' or '.join(names)}"
+    )
 
 
-def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, tuple[int, ...]], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]], dict[str, Tensor]]:
     """Configuration, shapes and float32 weights of a checkpoint file."""
-    with path.open("rb") as file:
-        start = file.read(8)
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):  # torch.save's zip, and bare pickles
-        raise ValueError(
-            f"{path} looks like a file of torch.save, which is never opened here, for it can hold code; "
-            "read it by torch.load(..., weights_only=True), put the weights into a model of "
-            "riemann_unlearn.models.create_model, and write that with riemann_unlearn.models.save_model"
-        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-            odd = [key for key, entry in slices.items() if entry.get_dtype() not in _STORED]
+            # Counters of batches have no part in what a model computes.
+            keys = [key for key in file.keys() if not key.endswith(_COUNTER)]  # noqa: SIM118
+            slices = {key: file.get_slice(key) for key in keys}
             shapes = {key: tuple(entry.get_shape()) for key, entry in slices.items()}
+            for key, entry in slices.items():
+                if (dtype := entry.get_dtype()) not in _STORED:
+                    kinds = ", ".join(_STORED)
+                    raise ValueError(f"{path} cannot be loaded: {key} is stored as {dtype}, not as {kinds}")
             # The header has been checked against the file's length: no more can be read than is there.
-            state = {} if odd else {key: file.get_tensor(key).float() for key in shapes}
+            state = {key: file.get_tensor(key).float() for key in keys}
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is not a readable safetensors file ({error}); it is damaged or was cut off: "
-            "copy it, or write it with riemann_unlearn.models.save_model, again"
-        ) from None
-    if "config" not in metadata:
-        raise ValueError(
-            f"{path} has no model configuration in its metadata; "
-            "expected a file written by riemann_unlearn.models.save_model"
-        )
-    try:
-        config = json.loads(metadata["config"])
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the model configuration in {path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(
-            f"the model configuration in {path} is a {type(config).__name__}, expected a mapping"
-        )
-    if odd:
-        raise ValueError(f"{path} cannot be loaded: {odd[0]} holds no floating-point numbers, as weights do")
+        raise ValueError(_unreadable(path, error)) from None
     for key, value in state.items():
         if not value.isfinite().all():
             raise ValueError(
                 f"{path} cannot be used: {key} holds NaN or infinity; was it saved by a diverged run?"
             )
+    config = _read_config(path, metadata)
+    if "text_projection" in state:
+        # open_clip's plain CLIP (not custom_text) has the text tower's parts beside the image tower.
+        names = {name: name if name.startswith(("visual.", "logit_")) else f"text.{name}" for name in state}
+        shapes = {names[name]: shape for name, shape in shapes.items()}
+        state = {names[name]: value for name, value in state.items()}
     return config, shapes, state
+
+
+def _read_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The configuration in a checkpoint, or beside it as open_clip writes it."""
+    beside = path.parent / HF_CONFIG_NAME
+    try:
+        if "config" in metadata:
+            config = json.loads(metadata["config"])
+        elif beside.is_file():
+            config = json.loads(beside.read_text(encoding="utf-8"))
+        else:
+            raise ValueError(
+                f"{path} has no model configuration in its metadata, nor {HF_CONFIG_NAME} beside it; "
+                "expected a file of riemann_unlearn.models.save_model, or a folder written by open_clip"
+            )
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"the model configuration of {path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        kind = type(config).__name__
+        raise ValueError(f"the model configuration of {path} is a {kind}, expected a mapping")
+    return config
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """What to do about a file that is no safetensors file."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start == b"PK" or start[:1] == b"\x80":  # torch.save's zip, or a bare pickle
+        return (
+            f"{path} looks like a file of torch.save, which is never opened here, for it can hold code; "
+            "read it by torch.load(..., weights_only=True), put the weights into a model of "
+            "riemann_unlearn.models.create_model, and write that with riemann_unlearn.models.save_model"
+        )
+    return (
+        f"{path} is not a readable safetensors file ({error}); it is damaged or was cut off: "
+        "copy it, or write it with riemann_unlearn.models.save_model, again"
+    )
 
 
 def _find_vocabulary(name: str, folder: Path | None) -> Path:

@@ -294,6 +294,7 @@ def check_sizes(model_cfg: Mapping[str, Any], shapes: Collection[tuple[int, ...]
     ValueError
         With the key, its value and the bound.
     """
+    shapes = [shape for shape in shapes if 0 not in shape]  # an empty tensor may claim any other dimension
     largest = max((n for shape in shapes for n in shape), default=0)
     sizes = ("width", "context_length", "vocab_size", "heads", "attn_pooler_queries", "attn_pooler_heads")
     declared: dict[str, tuple[float, int]] = {"model_cfg.embed_dim": (model_cfg["embed_dim"], largest)}

@@ -35,9 +35,14 @@ def fit(images: Tensor, size: tuple[int, int], preprocess_cfg: Mapping[str, Any]
     height, width = images.shape[-2:]
     scaled = _scaled_size((height, width), size, mode)
     if (height, width) != scaled:
-        bilinear = interpolation == "bilinear"
-        images = F.interpolate(images, scaled, mode="bilinear" if bilinear else "bicubic", antialias=True)
-        if not bilinear:  # a cubic overshoots at edges; bytes, on which open_clip works, cannot
+        how = "bilinear" if interpolation == "bilinear" else "bicubic"
+        if scaled[1] == 1:
+            # torch 2.14 gives every row of a column of width 1 the first row's value, on CPUs; of a row of
+            # height 1 it is right, and both axes are treated alike.
+            images = F.interpolate(images.mT.contiguous(), scaled[::-1], mode=how, antialias=True).mT
+        else:
+            images = F.interpolate(images, scaled, mode=how, antialias=True)
+        if how == "bicubic":  # a cubic overshoots at edges; bytes, on which open_clip works, cannot
             images = images.clamp(0, 1)
     if mode == "longest":
         images = _pad(images, size, preprocess_cfg.get("fill_color", 0) / 255)
