@@ -1,7 +1,7 @@
 """The laws of a space: what every loss and every measure relies on, for any subclass of ``Space``.
 
-The fused ops and a matrix of similarities are two ways to the same numbers, and these laws do not ask which one
-a space takes: they compare what it says of a batch with what it says of single pairs.
+The fused ops and a matrix of similarities are two ways to the same numbers, and these laws do not ask which
+one a space takes: they compare what it says of a batch with what it says of single pairs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def devices() -> list[str]:
 
 
 class SpaceLaws:
-    """Subclass this, name it ``Test…``, and implement :meth:`make`, and :meth:`features` where they are special.
+    """Subclass this, name it ``Test…``, implement :meth:`make`, and :meth:`features` where they are special.
 
     Attributes
     ----------
@@ -161,8 +161,9 @@ class SpaceLaws:
         """Values and gradients are those of float64, as far as float32 has them."""
         for dim in self.dims:
             sides = self.sides(dim)
-            want, slopes = _value(self.make(torch.float64), *sides, FORGET)
-            got, mine = _value(self.make(torch.float32), *(_cast(v, torch.float32) for v in sides), FORGET)
+            narrow = [_cast(side, torch.float32) for side in sides]
+            want, slopes = _value(self.make(torch.float64), sides, FORGET)
+            got, mine = _value(self.make(torch.float32), narrow, FORGET)
             _close([got, *mine], [want, *slopes], self.tolerance)
 
     def test_autocast_changes_nothing(self) -> None:
@@ -258,16 +259,16 @@ class SpaceLaws:
         if not devices():
             pytest.skip("no accelerator")
         sides = [_cast(side, torch.float32) for side in self.sides(self.dims[-1])]
-        want, slopes = _value(self.make(torch.float32), *sides, FORGET)
+        want, slopes = _value(self.make(torch.float32), sides, FORGET)
         for device in devices():
-            moved = (v.to(device) for v in sides)
-            got, mine = _value(self.make(torch.float32, device), *moved, FORGET.to(device))
+            moved = [v.to(device) for v in sides]
+            got, mine = _value(self.make(torch.float32, device), moved, FORGET.to(device))
             _close([v.cpu() for v in (got, *mine)], [want, *slopes], self.tolerance)
 
 
-def _value(space: Space, a: Tensor, b: Tensor, forget: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _value(space: Space, sides: Sequence[Tensor], forget: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A loss in which everything takes part, and its gradients."""
-    a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
+    a, b = (side.clone().requires_grad_() for side in sides)
     statistics = space.statistics(a, b, forget=forget)
     value = (statistics.rows + statistics.columns).sum() - statistics.matched.sum() + statistics.negative
     if space.has_cones:
@@ -277,7 +278,7 @@ def _value(space: Space, a: Tensor, b: Tensor, forget: Tensor) -> tuple[Tensor, 
 
 
 def _finite(space: Space, a: Tensor, b: Tensor, forget: Tensor) -> None:
-    value, slopes = _value(space, a, b, forget)
+    value, slopes = _value(space, (a, b), forget)
     for number in (value, *slopes):
         assert number.isfinite().all()
 
