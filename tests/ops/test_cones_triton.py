@@ -149,7 +149,7 @@ def compiled(kernel, real, constants, config=None, fused=True, **kinds):
 numbers = "*fp64"
 pairs = {"K": 0.2, "BLOCK": 256}
 for kernel in (cones_triton._measure, cones_triton._step):
-    features = dict.fromkeys(("text", "image", "out", "out_image"), "*fp32")
+    features = dict.fromkeys(("broad", "narrow", "out", "out_narrow"), "*fp32")
     compiled(kernel, numbers, pairs, fused=False, **features)
 for precision in ("tf32x3", "tf32", "bf16"):
     kernel = contrastive_triton._product

@@ -296,12 +296,6 @@ def test_memory_is_linear_in_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(sizes) == len(x) * (D + 2)
 
 
-def test_the_cpu_runs_tiles() -> None:
-    assert backend("cpu") == "numba"
-    assert backend(torch.device("mps")) == "reference"
-    assert backend("cuda") == "triton"
-
-
 def test_where_there_are_no_kernels_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = (side.double() for side in batch("random", 1.0))
     want = contrastive(x, y, 5.0, 1.0, forget=FORGET)

@@ -1,6 +1,6 @@
-r"""Everything the entailment and norm terms need of the pairs of a batch, in one pass each way.
+r"""How far features lie outside the entailment cones of others, in one pass each way.
 
-For a caption with radius r1 and an image with radius r2, at an angle θ seen from the origin, with
+For a cone with its apex at radius r1 and a feature at radius r2, at an angle θ seen from the origin, with
 w = sin²(θ/2) and D their distance, all in units of the curvature radius:
 
 .. math::
@@ -14,9 +14,9 @@ w = sin²(θ/2) and D their distance, all in units of the curvature radius:
     \frac{∂\,\mathrm{ext}}{∂θ} = \sinh r_2\,
     \frac{\sinh(r_2-r_1) + 2\cosh r_2 \sinh r_1\, w}{\sinh^2 D}
 
-The hinges of L_ent and L_out, their means, and L_norm are operations on vectors of the batch's length. What
-touches the features is one pass forward (norms, and |u1 - u2|² of the unit vectors, from which θ comes
-without cancellation) and one backward.
+What touches the features is one pass forward (norms, and |u1 - u2|² of the unit vectors, from which θ comes
+without cancellation) and one backward; all else is vectors of the batch's length. ``vectors`` does it by
+torch, ``triton`` on a GPU, ``definition`` by the geometry's own functions.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from torch import Tensor
 
 from riemann_unlearn.geometry.precision import Curvature, widen
 from riemann_unlearn.ops.backend import Backend, as_scalar, derivatives, has_triton, implementation
-from riemann_unlearn.ops.cones.reference import Cones, reference
+from riemann_unlearn.ops.cones.definition import Cones, reference
 from riemann_unlearn.registry import register
 
 _HOME = "riemann_unlearn.ops.cones."
-register(Backend("cones", "reference", _HOME + "reference", derivatives=2))
+register(Backend("cones", "reference", _HOME + "definition", derivatives=2))
 # Anything that has float64; numba's passes over the features, where they are, are in ``polar``.
 register(Backend("cones", "vectors", _HOME + "vectors", devices=("cpu", "cuda"), derivatives=1))
 register(
@@ -43,12 +43,12 @@ register(
 )  # fmt: skip
 
 
-def cones(text: Tensor, image: Tensor, c: Curvature, *, min_radius: float = 0.1) -> Cones:
-    """How far images lie outside their captions' cones, and both radii.
+def cones(broad: Tensor, narrow: Tensor, c: Curvature, *, min_radius: float = 0.1) -> Cones:
+    """How far each row of ``narrow`` lies outside the cone of the same row of ``broad``, and both radii.
 
     Parameters
     ----------
-    text, image : Tensor, shape (B, D)
+    broad, narrow : Tensor, shape (B, D)
         Tangent vectors at the origin.
     c : float or Tensor
         Curvature magnitude, c > 0.
@@ -68,7 +68,7 @@ def cones(text: Tensor, image: Tensor, c: Curvature, *, min_radius: float = 0.1)
 
     Notes
     -----
-    The angle is 0, with gradient 0, where a caption is at the origin or coincides with its image; on the
+    The angle is 0, with gradient 0, where an apex is at the origin or the two coincide; on the
     axis of a cone, where it has a kink, its gradient is 0. Second derivatives are not available;
     :func:`reference` has them.
 
@@ -76,73 +76,73 @@ def cones(text: Tensor, image: Tensor, c: Curvature, *, min_radius: float = 0.1)
     --------
     >>> import torch
     >>> v = torch.tensor([[1.0, 0.0]])
-    >>> cones(v, 0.5 * v, c=1.0).outside.round(decimals=3)      # behind its caption: π - asin(0.2/sinh 1)
+    >>> cones(v, 0.5 * v, c=1.0).outside.round(decimals=3)      # behind the apex: π - asin(0.2/sinh 1)
     tensor([2.9710], dtype=torch.float64)
     """
-    if text.ndim != 2 or text.shape != image.shape:
+    if broad.ndim != 2 or broad.shape != narrow.shape:
         raise ValueError(
-            f"expected features of one shape (B, D), got {tuple(text.shape)} and {tuple(image.shape)}"
+            f"expected features of one shape (B, D), got {tuple(broad.shape)} and {tuple(narrow.shape)}"
         )
-    text, image = widen(text), widen(image)
-    dtype = torch.promote_types(text.dtype, image.dtype)
-    if derivatives("cones", text.device.type, dtype) > 1:
-        return reference(text, image, c, min_radius=min_radius)
-    outputs = _forward(text.to(dtype), image.to(dtype), as_scalar(c, text, curvature=True), min_radius)
+    broad, narrow = widen(broad), widen(narrow)
+    dtype = torch.promote_types(broad.dtype, narrow.dtype)
+    if derivatives("cones", broad.device.type, dtype) > 1:
+        return reference(broad, narrow, c, min_radius=min_radius)
+    outputs = _forward(broad.to(dtype), narrow.to(dtype), as_scalar(c, broad, curvature=True), min_radius)
     return Cones(*outputs[:3])
 
 
 @torch.library.custom_op(
     "riemann_unlearn::cones",
     mutates_args=(),
-    schema="(Tensor text, Tensor image, Tensor c, float min_radius) "
+    schema="(Tensor broad, Tensor narrow, Tensor c, float min_radius) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(
-    text: Tensor, image: Tensor, c: Tensor, min_radius: float
+    broad: Tensor, narrow: Tensor, c: Tensor, min_radius: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = implementation("cones", text).forward(
-        text, image, c, min_radius
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = implementation("cones", broad).forward(
+        broad, narrow, c, min_radius
     )
     return outputs
 
 
 @_forward.register_fake
-def _(text: Tensor, image: Tensor, c: Tensor, min_radius: float) -> tuple[Tensor, ...]:
-    return tuple(text.new_empty(len(text), dtype=torch.float64) for _ in range(6))
+def _(broad: Tensor, narrow: Tensor, c: Tensor, min_radius: float) -> tuple[Tensor, ...]:
+    return tuple(broad.new_empty(len(broad), dtype=torch.float64) for _ in range(6))
 
 
 @torch.library.custom_op(
     "riemann_unlearn::cones_backward",
     mutates_args=(),
-    schema="(Tensor text, Tensor image, Tensor c, float min_radius, Tensor[] saved, Tensor[] grads) "
+    schema="(Tensor broad, Tensor narrow, Tensor c, float min_radius, Tensor[] saved, Tensor[] grads) "
     "-> (Tensor, Tensor, Tensor)",
 )
 def _backward(
-    text: Tensor, image: Tensor, c: Tensor, min_radius: float, saved: list[Tensor], grads: list[Tensor]
+    broad: Tensor, narrow: Tensor, c: Tensor, min_radius: float, saved: list[Tensor], grads: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_text, grad_image, grad_root = implementation("cones", text).backward(
-        text, image, c, min_radius, saved, grads
+    grad_broad, grad_narrow, grad_root = implementation("cones", broad).backward(
+        broad, narrow, c, min_radius, saved, grads
     )
     # The ops work with √c, of which c's gradient is that over 2√c.
-    return grad_text, grad_image, (grad_root / (2 * c.double().sqrt())).to(c.dtype)
+    return grad_broad, grad_narrow, (grad_root / (2 * c.double().sqrt())).to(c.dtype)
 
 
 @_backward.register_fake
 def _(
-    text: Tensor, image: Tensor, c: Tensor, min_radius: float, saved: list[Tensor], grads: list[Tensor]
+    broad: Tensor, narrow: Tensor, c: Tensor, min_radius: float, saved: list[Tensor], grads: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(text), torch.empty_like(image), torch.empty_like(c)
+    return torch.empty_like(broad), torch.empty_like(narrow), torch.empty_like(c)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    text, image, c, ctx.min_radius = inputs
+    broad, narrow, c, ctx.min_radius = inputs
     ctx.mark_non_differentiable(*output[3:])
-    ctx.save_for_backward(text, image, c, *output[3:])
+    ctx.save_for_backward(broad, narrow, c, *output[3:])
 
 
 def _gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    text, image, c, *saved = ctx.saved_tensors
-    return *_backward(text, image, c, ctx.min_radius, saved, list(grads[:3])), None
+    broad, narrow, c, *saved = ctx.saved_tensors
+    return *_backward(broad, narrow, c, ctx.min_radius, saved, list(grads[:3])), None
 
 
 _forward.register_autograd(_gradients, setup_context=_save)

@@ -14,38 +14,38 @@ from torch import Tensor
 from riemann_unlearn.ops.polar import Side, add_pair_steps, matched_angles, matched_distances, zeros
 
 
-def forward(text: Tensor, image: Tensor, c: Tensor, min_radius: float) -> tuple[Tensor, ...]:
-    """How far images lie outside; radii of texts and images; |u1 - u2|²; lengths of texts and images."""
-    left, right = _sides(text, image, c, None, None)
+def forward(broad: Tensor, narrow: Tensor, c: Tensor, min_radius: float) -> tuple[Tensor, ...]:
+    """How far outside; the radii of both sides; |u1 - u2|²; the lengths of both sides."""
+    left, right = _sides(broad, narrow, c, None, None)
     angle = matched_angles(left, right, 0)
     return _outside(left, right, angle, min_radius), left.r, right.r, angle, left.norm, right.norm
 
 
 def backward(
-    text: Tensor,
-    image: Tensor,
+    broad: Tensor,
+    narrow: Tensor,
     c: Tensor,
     min_radius: float,
     saved: Sequence[Tensor],
     grads: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of texts, of images, and of √c, from those of the first three that :func:`forward` gives."""
-    angle, text_norm, image_norm = saved
-    left, right = _sides(text, image, c, text_norm, image_norm)
-    text_steps, image_steps, grad_root = _pair_steps(left, right, angle, grads, min_radius)
-    grad_text, grad_image = zeros(text), zeros(image)
-    add_pair_steps(left, right, 0, text_steps, image_steps, grad_text, grad_image)
-    return grad_text, grad_image, grad_root
+    """Gradients of both sides and of √c, from those of the first three that :func:`forward` gives."""
+    angle, broad_norm, narrow_norm = saved
+    left, right = _sides(broad, narrow, c, broad_norm, narrow_norm)
+    broad_steps, narrow_steps, grad_root = _pair_steps(left, right, angle, grads, min_radius)
+    grad_broad, grad_narrow = zeros(broad), zeros(narrow)
+    add_pair_steps(left, right, 0, broad_steps, narrow_steps, grad_broad, grad_narrow)
+    return grad_broad, grad_narrow, grad_root
 
 
 def _sides(
-    text: Tensor, image: Tensor, c: Tensor, text_norm: Tensor | None, image_norm: Tensor | None
+    broad: Tensor, narrow: Tensor, c: Tensor, broad_norm: Tensor | None, narrow_norm: Tensor | None
 ) -> tuple[Side, Side]:
-    """Captions and images as the pair functions take them."""
+    """Both sides as the pair functions take them."""
     root = c.double().sqrt()
     return (
-        Side(text, root, hyperbolic=True, norm=text_norm),
-        Side(image, root, hyperbolic=True, norm=image_norm, right=True),
+        Side(broad, root, hyperbolic=True, norm=broad_norm),
+        Side(narrow, root, hyperbolic=True, norm=narrow_norm, right=True),
     )
 
 
@@ -60,20 +60,23 @@ def _outside(left: Side, right: Side, angle: Tensor, min_radius: float) -> Tenso
 def _pair_steps(
     left: Side, right: Side, angle: Tensor, grads: Sequence[Tensor], min_radius: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The steps of captions and images, and the gradient of √c, from those of the three that the op gives."""
-    grad_outside, grad_text, grad_image = grads
+    """The steps of both sides, and the gradient of √c, from the gradients of the three that the op gives."""
+    grad_outside, grad_broad, grad_narrow = grads
     across, along, usable = _exterior(left, right, angle)
     w, sine = angle / 4, torch.sqrt((angle * (4 - angle)).clamp(min=0)) / 2
     a1, a2, e1, e2 = left.shrunk2, right.shrunk2, left.decay, right.decay
     square = torch.where(usable, across.square() + along.square(), 1.0)  # (2 e^-(r1+r2) sinh D)²
+    # On the axis (sine 0) the angle has a kink, elsewhere there is none at all: the subgradient is 0.
     g = torch.where(usable & (sine > 0), grad_outside / square, 0.0)
     # Everything times 4 e^-2(r1+r2), which the square has too.
     cosh = 2 * e1 * e2 + (left.shrunk - right.shrunk).square() + a1 * a2 * w  # 2 e^-(r1+r2) cosh D
-    grad_r1 = g * across * cosh + grad_text
-    grad_r2 = -g * sine * a1 * 2 * e1 * e2.square() + grad_image
+    grad_r1 = g * across * cosh + grad_broad
+    grad_r2 = -g * sine * a1 * 2 * e1 * e2.square() + grad_narrow
     gap = (right.shrunk - left.shrunk) * (e1 + e2)
+    # By θ, over sin θ: from |u1 - u2|² = 2 - 2 cos θ, θ's gradient by u1 is that much along u1 - u2.
     turn = g * a2 * e1 * (gap + (2 - a2) * a1 * w) / torch.where(sine > 0, sine, 1.0)
     kept, sinh, k = _aperture(left, min_radius)
+    # The aperture's, -2K cosh r / (sinh r √(sinh² r - 4K²)), with e^-2r above and below.
     slope = -k * (2 - a1) / (2 * sinh * torch.sqrt((sinh - k) * (sinh + k)))
     grad_r1 = grad_r1 - torch.where(kept, grad_outside * slope, 0.0)
     steps = (
@@ -88,9 +91,11 @@ def _pair_steps(
 def _exterior(left: Side, right: Side, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sine and cosine of the exterior angle, times 2 e^-(r1+r2) sinh D, and where they mean something."""
     _, s = matched_distances(left, right, 0, angle)
-    usable = ~((s <= 0) | (left.norm == 0))  # NaN is, and seen
+    # No angle at coincident points nor at the origin. (A comparison with NaN is false: NaN stays.)
+    usable = ~((s <= 0) | (left.norm == 0))
     sine = torch.sqrt((angle * (4 - angle)).clamp(min=0)) / 2
     across = left.decay * right.shrunk2 * sine
+    # 2 e^-(r1+r2) sinh(r2 - r1), by differences of 1 - e^-r, which near the origin keep their digits.
     along = (right.shrunk - left.shrunk) * (left.decay + right.decay)
     along = along - right.shrunk2 * (2 - left.shrunk2) * angle / 4
     return torch.where(usable, across, 0.0), torch.where(usable, along, 1.0), usable & (right.norm > 0)

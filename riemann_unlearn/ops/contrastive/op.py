@@ -9,9 +9,9 @@ the batch and U its forget pairs, the op gives
     \text{rows}_a &= \log \sum_b e^{τ s_{ab}}, \qquad \text{columns}_b = \log \sum_a e^{τ s_{ab}} \\
     \text{negative} &= \operatorname{mean}_{a \ne b \in U} s_{ab}
 
-where the sums of a retain pair run over R, as L_con asks, and those of a forget pair over the whole batch, as
-L_perf does. So L_con, L_neg, L_pos and L_perf of AC and HAC are a few operations on vectors more. Pairs with
-equal caption ids are no negatives: they take no part in the sums of retain pairs, nor in the mean.
+where the sums of a retain pair run over R, and those of a forget pair over the whole batch. The terms of a
+loss are a few operations on these vectors more (:mod:`riemann_unlearn.losses.functional`). Pairs with equal
+caption ids are no negatives: they take no part in the sums of retain pairs, nor in the mean.
 
 The B×B matrix is never held. Tiles of it are made by a matrix product, reduced, and made again in the
 backward pass: four products of B·B·D in all, where three are the least a gradient can cost. Matched pairs are
@@ -21,7 +21,7 @@ root, one logarithm and one exponential: cosh D - 1 comes from the product itsel
 
 On the CPU tiles are torch operations on buffers that stay in the caches (``tiled``), with compiled passes
 between the products where numba is (``numba``); on CUDA they are Triton kernels (``triton``); elsewhere plain
-torch serves, with the matrix (``reference``). ``layout`` says how a problem is cut into tiles.
+torch serves, with the matrix (``definition``). ``layout`` says how a problem is cut into tiles.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from torch import Tensor
 
 from riemann_unlearn.geometry.precision import Curvature, widen
 from riemann_unlearn.ops.backend import Backend, as_scalar, derivatives, has_numba, has_triton, implementation
+from riemann_unlearn.ops.contrastive.definition import Contrastive, reference
 from riemann_unlearn.ops.contrastive.layout import Problem, Statistics, most_tiles
-from riemann_unlearn.ops.contrastive.reference import Contrastive, reference
 from riemann_unlearn.registry import register
 
 _HOME = "riemann_unlearn.ops.contrastive."
-register(Backend("contrastive", "reference", _HOME + "reference", derivatives=2))
+register(Backend("contrastive", "reference", _HOME + "definition", derivatives=2))
 register(Backend("contrastive", "tiled", _HOME + "tiled", devices=("cpu",), derivatives=1))
 register(
     Backend("contrastive", "numba", _HOME + "numba", devices=("cpu",), derivatives=1, available=has_numba)

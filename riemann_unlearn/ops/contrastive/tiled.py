@@ -434,7 +434,7 @@ class _Running:
     def join(self, other: _Running) -> None:
         """Add what another has added up."""
         top = torch.maximum(self.top, other.top)
-        for sums in (self, other):  # where nothing was found at all, both are -inf
+        for sums in (self, other):  # where there was nothing at all, both are -inf
             sums.sum.mul_(torch.exp(torch.where(top > -math.inf, sums.top - top, 0.0)))
         self.sum += other.sum
         self.top.copy_(top)

@@ -14,15 +14,15 @@ class Cones(NamedTuple):
     """What the op returns; float64 on devices that have it, shape (B,) each."""
 
     outside: Tensor
-    """ext(t, i) - aper(t), in radians: positive outside the caption's cone."""
+    """ext - aper, in radians: positive outside the cone."""
     broad_radius: Tensor
-    """√c·|v| of the captions."""
+    """√c·|v| of the apexes."""
     narrow_radius: Tensor
-    """√c·|v| of the images."""
+    """√c·|v| of what may lie in their cones."""
 
 
-def reference(text: Tensor, image: Tensor, c: Curvature, *, min_radius: float = 0.1) -> Cones:
+def reference(broad: Tensor, narrow: Tensor, c: Curvature, *, min_radius: float = 0.1) -> Cones:
     """The same by the geometry's functions; :func:`cones` is held to it."""
-    angle = tangent.exterior_angle(text, image, c) - tangent.half_aperture(text, c, min_radius)
-    radii = (sqrt_c(c, working(v)) * tangent.dist0(v, c) for v in (text, image))
+    angle = tangent.exterior_angle(broad, narrow, c) - tangent.half_aperture(broad, c, min_radius)
+    radii = (sqrt_c(c, working(v)) * tangent.dist0(v, c) for v in (broad, narrow))
     return Cones(angle, *radii)
