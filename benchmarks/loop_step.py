@@ -2,54 +2,52 @@
 
     python -m benchmarks.loop_step [--sizes 128 512]
 
-*ours* is the method "hac" as it is; *plain* the same method with the terms of
-:mod:`riemann_unlearn.losses.functional`, each on the matrix of similarities. B is the batch, half of it to be
-forgotten; D is the width of the model's features. The loss of a step is that of three levels of captions.
+*ours* is the method "hac" as it is; *plain* the same method in a space without ops: the matrix of
+similarities, and the geometry's functions. B is the batch, half of it to be forgotten; D is the width of the
+model's features. The loss of a step is that of three levels of captions.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 import riemann_unlearn as ru
+from benchmarks import hac_step
 from benchmarks._process import arguments, each_alone, measure, report
-from riemann_unlearn.losses import functional
-from riemann_unlearn.losses.similarity import Hyperbolic
-from riemann_unlearn.unlearning.loop import RunConfig, _Run
-from riemann_unlearn.unlearning.methods.base import Objective, Problem, Step
-from riemann_unlearn.unlearning.methods.hac import HAC
+from riemann_unlearn.config import RunConfig
+from riemann_unlearn.spaces import Space
+from riemann_unlearn.unlearning import Problem, Step
+from riemann_unlearn.unlearning.api import _Run
+from riemann_unlearn.unlearning.methods import HAC, Objective
+
+
+class PlainStep(Step):
+    """A step whose features are compared without ops."""
+
+    @property
+    def space(self) -> Space:
+        """The model's, by its plain formulas."""
+        own = self.problem.space
+        return hac_step.Plain(own.scale, c=own.c, min_radius=own.min_radius)
 
 
 @dataclass(frozen=True)
 class Plain(HAC):
-    """HAC on the matrix of similarities."""
+    """HAC of such steps."""
 
     def objective(self, problem: Problem) -> Objective:
-        """As the op's, by name."""
-        outer = self.epsilon
+        """As HAC's own, by name."""
+        terms = super().objective(problem)
 
-        def one_level(step: Step, level: str) -> dict[str, Tensor]:
-            images, texts, forget = step.image_features, step.text_features[level], step.forget[level]
-            ids, scale = step.batch.pairings[level].caption_ids, step.model.logit_scale.exp()
-            s = functional.similarities(images, texts, Hyperbolic(), step.model.curvature)
-            cones = (images, texts, step.model.curvature)
-            return {
-                "contrastive_loss": functional.contrastive(s, scale, ~forget, ids),
-                "negative_alignment_loss": outer * self.alpha * functional.negative_alignment(s, forget, ids),
-                "positive_alignment_loss": outer * self.beta * functional.positive_alignment(s, forget),
-                "performance_loss": outer * self.gamma * functional.performance(s, scale, forget),
-                "entailment_loss": self.entailment_weight * functional.entailment(*cones, ~forget),
-                "cone_exit_loss": outer * self.omega * functional.cone_exit(*cones, forget),
-                "norm_loss": outer * self.eta * functional.norm_regularization(*cones, forget),
-            }
+        def plain(step: Step) -> Mapping[str, Tensor]:
+            return terms(PlainStep(step.problem, step.batch, step.number))
 
-        return lambda step: step.sum_over_levels(partial(one_level, step))
+        return plain
 
 
 def step(peer: str, size: int) -> Callable[[], object]:
@@ -57,7 +55,7 @@ def step(peer: str, size: int) -> Callable[[], object]:
     selection = dataset.taxonomy.select(["food-fruit", "food-vegetable", "animal-mammal", "animal-bird"])
     config = RunConfig(forget=("food-fruit",), forget_batch=size // 2, retain_batch=size - size // 2)
     method = HAC() if peer == "ours" else Plain()
-    return partial(_Run(model, dataset, selection, method, config)._step, method.learning_rate)
+    return _Run(Problem(model, dataset, selection), method, config, None).driver(method).take_step
 
 
 def main() -> None:

@@ -175,10 +175,13 @@ def _groups(rows: list[dict[str, Any]]) -> dict[tuple[int, str, str], list[dict[
 
 def _cell(column: Column, runs: list[dict[str, Any]], part: Part) -> str:
     group, measure = column.keys
-    before, *values = (
-        100 * part(run, time)[group][measure]
+    shares = [
+        part(run, time).get(group, {}).get(measure)
         for run, time in [(runs[0], "before"), *((run, "after") for run in runs)]
-    )
+    ]
+    if None in shares:  # data without keywords are asked for by none
+        return "–"
+    before, *values = (100 * share for share in shares)
     mean = statistics.mean(values)
     spread = "" if max(values) - min(values) < 0.05 else f" ({min(values):.1f}–{max(values):.1f})"
     held = runs[0]["method"] == ORACLE or column.holds(before, mean, 100 * runs[0]["chance"][column.chance])

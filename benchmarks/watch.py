@@ -18,8 +18,9 @@ import torch
 
 import riemann_unlearn as ru
 from riemann_unlearn.diagnostics import Watch, watch
-from riemann_unlearn.unlearning.loop import RunConfig, _Run
-from riemann_unlearn.unlearning.methods import create_method
+from riemann_unlearn.training import callbacks
+from riemann_unlearn.unlearning import Problem, RunConfig, create_method
+from riemann_unlearn.unlearning.api import _Run
 
 
 class Timed:
@@ -72,10 +73,11 @@ def points(rows: int, dim: int) -> tuple[Callable[[], object], Timed]:
 def unlearning() -> tuple[Callable[[], object], Timed]:
     config = RunConfig(forget=["food-fruit"])
     dataset, model = ru.data.load(config.data), ru.load(config.model)
-    selection = dataset.taxonomy.select(config.forget)
-    run = _Run(model, dataset, selection, create_method(config.method, {}), config)
-    timed = Timed(run.watch)
-    return lambda: run._step(1e-4), timed
+    method = create_method(config.method)
+    problem = Problem(model, dataset, dataset.taxonomy.select(config.forget))
+    driver = _Run(problem, method, config, None).driver(method)
+    (watcher,) = (callback.watch for callback in driver.callbacks if isinstance(callback, callbacks.Watch))
+    return driver.take_step, Timed(watcher)
 
 
 def main() -> None:

@@ -14,6 +14,14 @@ subclassing it and saying what is tested::
 
 from riemann_unlearn.testing.losses import LossLaws
 from riemann_unlearn.testing.manifolds import ConeLaws, HyperbolicLaws
+from riemann_unlearn.testing.methods import DirectMethodLaws, GradientMethodLaws
 from riemann_unlearn.testing.spaces import SpaceLaws
 
-__all__ = ["ConeLaws", "HyperbolicLaws", "LossLaws", "SpaceLaws"]
+__all__ = [
+    "ConeLaws",
+    "DirectMethodLaws",
+    "GradientMethodLaws",
+    "HyperbolicLaws",
+    "LossLaws",
+    "SpaceLaws",
+]

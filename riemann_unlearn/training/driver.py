@@ -175,9 +175,16 @@ class Driver:
                 callback.started(self)
                 closing.callback(callback.closed, self)
             while self.step < self.steps:
-                self._take_step()
+                self.take_step()
 
-    def _take_step(self) -> None:
+    def take_step(self) -> None:
+        """Take one step, whether or not it is one of those to be taken, and tell the callbacks.
+
+        Raises
+        ------
+        RuntimeError
+            As for :meth:`run`.
+        """
         drawn_from = self.batches.state_dict()
         try:
             record = self._descend()

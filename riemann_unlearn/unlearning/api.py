@@ -193,19 +193,28 @@ class _Run:
             )
 
     def _take_steps(self, method: GradientMethod, callbacks: Sequence[Callback], progress: bool) -> None:
-        model, config, directory = self.problem.model, self.config, self.directory
-        # Made of the model as it was, so before a checkpoint is read.
+        parts = {"weights": _Weights(self.problem.model), "run": self}
+        listeners = list(callbacks)
+        if self.directory is not None:
+            listeners.append(Checkpoint(self.directory, parts, CHECKPOINT_EVERY))
+        listeners.append(ProgressBar(f"{method.name}: forget {', '.join(self.config.forget)}", progress))
+        driver = self.driver(method, listeners)
+        if self.directory is not None:
+            self.directory.restore({"driver": driver, **parts})
+        self.before = self.before or self._evaluate()
+        driver.run()
+
+    def driver(self, method: GradientMethod, callbacks: Sequence[Callback] = ()) -> Driver:
+        """What takes the steps of a method, from the first one on; ``callbacks`` hear of them last."""
+        model, config = self.problem.model, self.config
+        # Made of the model as it is now, so before a checkpoint is read.
         objective = method.objective(self.problem)
         moved = method.parameters(model)
         sizes = config.forget_batch or method.forget_batch, config.retain_batch or method.retain_batch
-        listeners: list[Callback] = [Watch(model, _radii), *callbacks, self.history]
+        masks = []
         if config.saliency < 1:
-            listeners.append(Saliency(moved, self._saliency(moved, sizes)))
-        parts = {"weights": _Weights(model), "run": self}
-        if directory is not None:
-            listeners.append(Checkpoint(directory, parts, CHECKPOINT_EVERY))
-        listeners.append(ProgressBar(f"{method.name}: forget {', '.join(config.forget)}", progress))
-        driver = Driver(
+            masks.append(Saliency(moved, self._saliency(moved, sizes)))
+        return Driver(
             ForgetAndRetain(self.problem, *sizes, seed=config.seed),
             objective,
             RiemannianAdam(moved, lr=method.learning_rate),
@@ -213,12 +222,8 @@ class _Run:
             steps=method.steps,
             schedule=method.rate,
             device=model.device,
-            callbacks=listeners,
+            callbacks=[Watch(model, _radii), *masks, self.history, *callbacks],
         )
-        if directory is not None:
-            directory.restore({"driver": driver, **parts})
-        self.before = self.before or self._evaluate()
-        driver.run()
 
     def _saliency(self, moved: Sequence[Tensor], sizes: tuple[int, int]) -> list[Tensor | None]:
         """The weights that matter most to the forgotten pairs, from one batch of its own."""
@@ -255,6 +260,7 @@ class _Run:
     def metrics(self) -> dict[str, Any]:
         """The contents of ``metrics.json``."""
         before, after = self.before or self._evaluate(), self._evaluate()
+        aside = ("audit", "on", "unmet")
         return {
             "method": self.config.method,
             "model": self.config.model,
@@ -266,9 +272,11 @@ class _Run:
             "settings": self.method.settings(),
             "saliency": self.config.saliency,
             "chance": chance(self.problem.taxonomy, self.problem.selection),
-            "before": {name: part for name, part in before.items() if name != "audit"},
-            "after": {name: part for name, part in after.items() if name != "audit"},
+            "before": {name: part for name, part in before.items() if name not in aside},
+            "after": {name: part for name, part in after.items() if name not in aside},
             "audit": {"before": before["audit"], "after": after["audit"]},
+            "on": after["on"],
+            "unmet": after["unmet"],
         }
 
     def interrupted(self) -> str:
