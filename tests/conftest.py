@@ -70,6 +70,12 @@ def world(world_path: Path) -> data.Dataset:
     return data.load(world_path)
 
 
+@pytest.fixture(scope="session")
+def emoji() -> data.Dataset:
+    """The bundled data; seconds to load, so once for all tests of a process."""
+    return data.load("emoji")
+
+
 @pytest.fixture(params=["MERU", "CLIP"])
 def model(request: pytest.FixtureRequest) -> models.DualEncoder:
     return make_model(request.param)

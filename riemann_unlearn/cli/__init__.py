@@ -21,6 +21,8 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
 
 from riemann_unlearn.cli.failures import Failure, foreseen, reason
 from riemann_unlearn.cli.parser import build_parser
@@ -34,10 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A terminal that cannot show an apple shows a question mark: no print may undo what was done.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    # geoopt's import, not the user's concern.
-    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     try:
-        with _polite_kill():
+        with _polite_kill(), _plain_warnings():
             try:
                 options = build_parser().parse_args(arguments)
                 code: int | None = options.command(options)
@@ -54,12 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None:
             _abandon_output()
         return _complain(reason(error), 1)
-    except (RuntimeError, MemoryError) as error:
+    except (ValueError, RuntimeError, MemoryError) as error:
         if not foreseen(error):
             raise
-        return _complain(str(error), 1)
-    except ValueError as error:
-        return _complain(str(error), 2)
+        return _complain(str(error), 2 if isinstance(error, ValueError) else 1)
     except Failure as failure:
         return _complain(str(failure), 1)
     return code or 0
@@ -76,6 +74,31 @@ def _polite_kill() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show this library's warnings as sentences, without the line of code that had them to give."""
+    with warnings.catch_warnings():
+        # geoopt's import, not the user's concern.
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if "riemann_unlearn" in Path(filename).parts:
+                _complain(str(message), 0)
+            else:
+                usual(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 def _complain(message: str, code: int) -> int:

@@ -81,6 +81,11 @@ def train(options: argparse.Namespace) -> None:
         source = options.config_file or bundled[options.model] / "train.yaml"
     else:
         model_file, source = Path(options.model), options.config_file
+        if not model_file.exists():
+            raise ValueError(
+                f"no model {options.model!r}: expected one of {', '.join(bundled)}, or the path of a JSON "
+                "configuration"
+            )
     config = TrainConfig(**asked) if source is None else TrainConfig.read_yaml(source, **asked)
     model_config = _read_json(model_file)
     training.train(model_config, config, options.output, measure=zero_shot, resume=options.resume)
@@ -216,7 +221,7 @@ def _untouched(metrics: dict[str, Any]) -> str | None:
         return model
     # A run from Python may have been of a model that was never saved.
     print(
-        f"riemann-unlearn: the run's untouched model {model!r} is not there to compare with; --before gives it",
+        f"riemann-unlearn: the run's untouched model {model!r} cannot be found; give it by --before",
         file=sys.stderr,
     )
     return None

@@ -20,7 +20,13 @@ def reason(error: OSError) -> str:
 
 
 def foreseen(error: BaseException) -> bool:
-    """Whether a sentence says all there is to say: the loss is no longer finite, or memory is full."""
+    """Whether a sentence says all there is to say, so that a traceback would only hide it.
+
+    Of a ValueError: whether this library raised it, by a statement with words for the user. One of torch's,
+    or of an interpreter that cannot unpack three values into two, is a fault, and where it happened matters.
+    """
+    if isinstance(error, ValueError):
+        return _raised_here(error)
     if isinstance(error, MemoryError):
         return True
     import torch
@@ -28,3 +34,17 @@ def foreseen(error: BaseException) -> bool:
     from riemann_unlearn.training.driver import Diverged
 
     return isinstance(error, (Diverged, torch.cuda.OutOfMemoryError))
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether a ``raise`` statement of this library is where the error began."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    import dis
+
+    frame = trace.tb_frame
+    operation = dis.opname[frame.f_code.co_code[trace.tb_lasti]]
+    return operation == "RAISE_VARARGS" and frame.f_globals["__name__"].startswith("riemann_unlearn.")

@@ -58,11 +58,11 @@ def _concepts(data: str) -> list[dict[str, Any]]:
 
 
 def _measures(_: str) -> list[dict[str, Any]]:
-    from riemann_unlearn.evaluation.measures import MEASURES
+    from riemann_unlearn.evaluation.measures.base import chosen_measures
 
     return [
-        {"name": name, "title": measure.title, "range": measure.range, "paper": measure.paper}
-        for name, measure in MEASURES.items()
+        {"name": measure.name, "title": measure.title, "range": measure.range, "paper": measure.paper}
+        for measure in chosen_measures().values()
     ]
 
 

@@ -2,9 +2,10 @@
 
 from riemann_unlearn.data.images import EncodedImages
 from riemann_unlearn.data.loading import list_datasets, load
+from riemann_unlearn.data.queries import UnknownConceptError
 from riemann_unlearn.data.samples import Dataset, Images, Samples
 from riemann_unlearn.data.sources.base import SOURCES, Source
-from riemann_unlearn.data.taxonomy import Concept, Level, Selection, Taxonomy, UnknownConceptError
+from riemann_unlearn.data.taxonomy import Concept, Level, Selection, Taxonomy
 
 __all__ = [
     "SOURCES",

@@ -17,6 +17,9 @@ from torch import Tensor
 
 EXTENSIONS = ("webp", "png", "jpg", "jpeg", "gif", "bmp", "ppm", "pgm", "pbm")
 """File name extensions that are taken for images, the preferred ones first."""
+FORMATS = ("WEBP", "PNG", "JPEG", "GIF", "BMP", "PPM")
+"""Pillow's names of what may be in them. It goes by the content, whatever the file is called, and would hand
+PostScript to an interpreter."""
 _ORIENTATION = 0x0112
 """EXIF's tag that says how a camera was held; 1 is upright."""
 _TURNS = {
@@ -40,7 +43,7 @@ def decode(encoded: bytes) -> Tensor:
     Parameters
     ----------
     encoded : bytes
-        The content of a file in any format that Pillow reads.
+        The content of a file in one of :data:`FORMATS`.
 
     Raises
     ------
@@ -57,7 +60,7 @@ def decode(encoded: bytes) -> Tensor:
     # Whatever is wrong with a file, Pillow's decoders say it by some fifteen kinds of exception (OSError,
     # SyntaxError, struct.error, DecompressionBombError, ...), of which it documents two.
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             pixels = _opaque(image)
             turn = _TURNS.get(_orientation(image))
     except Exception as error:

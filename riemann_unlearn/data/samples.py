@@ -134,12 +134,25 @@ class Samples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a model is trained on, and what it is tested on; both under one taxonomy."""
+    """What a model is trained on, and what it is tested on; both under one taxonomy.
+
+    Raises
+    ------
+    ValueError
+        When the parts have other concepts, or other levels above them.
+    """
 
     name: str
     """What :func:`riemann_unlearn.data.load` takes to find it again: a source's name, or an absolute path."""
     seen: Samples
     heldout: Samples | None
+
+    def __post_init__(self) -> None:
+        if self.heldout is not None and self.heldout.taxonomy.concepts != self.seen.taxonomy.concepts:
+            raise ValueError(
+                f"the seen and the held-out part of {self.name} have different concepts; "
+                "give both the same taxonomy, that of all concepts"
+            )
 
     @property
     def taxonomy(self) -> Taxonomy:

@@ -7,17 +7,13 @@ free captions are a single level whose labels are the captions. Nothing here kno
 
 from __future__ import annotations
 
-import difflib
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-class UnknownConceptError(ValueError):
-    """A concept was asked for that the taxonomy does not have."""
+from riemann_unlearn.data.queries import Lookup, composed
 
 
 @dataclass(frozen=True)
@@ -202,12 +198,14 @@ class Taxonomy:
             raise TypeError(f"queries must be a sequence of strings, got {queries!r}; write [{queries!r}]")
         if not queries:
             raise ValueError("nothing to forget: name at least one concept")
-        tables = [[self._table(depth, form) for depth in range(len(self.levels))] for form in _FORMS]
-        characters = {_without_selectors(concept.key): [i] for i, concept in enumerate(self.concepts)}
+        lookup = Lookup(
+            [(level.name, self._members(depth)) for depth, level in enumerate(self.levels)],
+            [concept.key for concept in self.concepts],
+        )
         chosen = torch.zeros(len(self.concepts), dtype=torch.bool)
         asked = []
         for query in queries:
-            depth, rows = self._look_up(query, tables, characters)
+            depth, rows = lookup.find(query)
             chosen[rows] = True
             asked.append(depth)
         if chosen.all():
@@ -217,43 +215,13 @@ class Taxonomy:
         )
         return Selection(forgotten, tuple(asked))
 
-    def _table(self, depth: int, form: Callable[[str], str]) -> dict[str, list[int]]:
-        """By label of a level, brought to a form, the concepts below it; of labels of one form the first."""
-        rows: list[list[int]] = [[] for _ in self.levels[depth].labels]
+    def _members(self, depth: int) -> dict[str, list[int]]:
+        """By label of a level, the concepts below it."""
+        labels = self.levels[depth].labels
+        members: dict[str, list[int]] = {label: [] for label in labels}
         for concept, label in enumerate(self.ancestor(depth).tolist()):
-            rows[label].append(concept)
-        table: dict[str, list[int]] = {}
-        for label, members in zip(self.levels[depth].labels, rows, strict=True):
-            table.setdefault(form(label), members)
-        return table
-
-    def _look_up(
-        self, query: str, tables: list[list[dict[str, list[int]]]], characters: dict[str, list[int]]
-    ) -> tuple[int, list[int]]:
-        """The level a query is of, and the concepts it stands for; tables are by form, then by level."""
-        # As written first: a name may itself begin with "name:".
-        for depth, table in enumerate(tables[0]):
-            if query in table:
-                return depth, table[query]
-        prefix, colon, rest = query.partition(":")
-        depths, sought = list(range(len(self.levels))), query.strip()
-        named = [d for d in depths if _folded(self.levels[d].name) == _folded(prefix.strip())]
-        if colon and named:
-            depths, sought = named, rest.strip()
-        for form, by_level in zip(_FORMS, tables, strict=True):
-            for depth in depths:
-                if form(sought) in by_level[depth]:
-                    return depth, by_level[depth][form(sought)]
-        points = _without_selectors("-".join(f"{ord(character):04x}" for character in sought))
-        if 0 in depths and points in characters:
-            return 0, characters[points]
-        known = list(dict.fromkeys(label for depth in depths for label in tables[0][depth]))
-        close = difflib.get_close_matches(sought, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        kind = "concept" if 0 in depths else self.levels[depths[0]].name
-        raise UnknownConceptError(
-            f"no {kind} {query!r}; {hint}'riemann-unlearn list concepts --data DATA' shows all of them"
-        )
+            members[labels[label]].append(concept)
+        return members
 
 
 def _check_names(concepts: Sequence[Concept]) -> None:
@@ -271,6 +239,7 @@ def _levels(
     concepts: Sequence[Concept], names: Sequence[str], caption: Callable[[str, str], str]
 ) -> tuple[Level, ...]:
     """The levels of concepts whose paths have one length."""
+    # Level by level upward: each concept's label here, and from them the labels in the order of appearance.
     below: list[str] = [concept.name for concept in concepts]
     levels = []
     for depth, name in enumerate(names):
@@ -279,6 +248,7 @@ def _levels(
         parent = None
         if depth < len(names) - 1:
             above = [concept.path[depth] for concept in concepts]
+            # A label has one parent, or "everything under it" would depend on which concept is asked about.
             parent_of: dict[str, str] = {}
             for label, group in zip(below, above, strict=True):
                 if parent_of.setdefault(label, group) != group:
@@ -298,7 +268,7 @@ def _check_look(level: str, labels: Sequence[str]) -> None:
     """No two labels may look alike: a reader could not ask for one, nor a tokenizer tell them apart."""
     first: dict[str, str] = {}
     for label in labels:
-        other = first.setdefault(_composed(label), label)
+        other = first.setdefault(composed(label), label)
         if other != label:
             raise ValueError(
                 f"two labels of level {level!r} look like {label!r}, but are composed differently ({other!a} "
@@ -306,26 +276,8 @@ def _check_look(level: str, labels: Sequence[str]) -> None:
             )
 
 
-def _composed(text: str) -> str:
-    """An accent and its letter as one character, where there is one (Unicode's form NFC)."""
-    return unicodedata.normalize("NFC", text)
-
-
-def _folded(text: str) -> str:
-    """Without regard to case either. Folding may take a composed letter apart, so it comes between."""
-    return _composed(unicodedata.normalize("NFD", text).casefold())
-
-
-_FORMS: tuple[Callable[[str], str], ...] = (str, _composed, _folded)
-"""The forms in which a query is compared with the labels, one after another."""
-
-
-def _without_selectors(key: str) -> str:
-    """Code points without the one that only asks for colour, which is often left out in typing."""
-    return "-".join(point for point in key.split("-") if point != "fe0f")
-
-
 def _wholly(chosen: Tensor, group: Tensor, count: int) -> Tensor:
     """Which groups have no member that is not chosen."""
+    # Counting what is left rather than what is chosen: a label is gone with its last member.
     left = torch.zeros(count, dtype=torch.long).index_add(0, group, (~chosen).long())
     return left == 0

@@ -167,15 +167,23 @@ class DualEncoder(nn.Module, ABC):
         ValueError
             For another shape.
         """
-        if isinstance(images, Tensor):
-            resized = self._fit(images)
-        elif images:
-            resized = torch.cat([self._fit(image[None]) for image in images])
-        else:
-            resized = self.mean.new_empty(0, 3, *self.image_size)
-        return ((resized - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return ((self.resize(images) - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
-    def _fit(self, images: Tensor) -> Tensor:
+    def resize(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """Bring images to the tower's size in the model's own way: :meth:`preprocess` without normalizing.
+
+        Parameters and errors are those of :meth:`preprocess`.
+
+        Returns
+        -------
+        Tensor, shape (N, 3, *image_size)
+            float32 in [0, 1], on the model's device.
+        """
+        if not isinstance(images, Tensor):
+            # Images of one size could go together; alone, each is the same to the bit whatever is beside it.
+            return torch.cat(
+                [self.mean.new_empty(0, 3, *self.image_size), *(self.resize(i[None]) for i in images)]
+            )
         if images.ndim != 4 or images.shape[1] != 3:
             shape = tuple(images.shape)
             raise ValueError(f"images must have shape (N, 3, H, W), or be a list of (3, H, W); got {shape}")

@@ -26,7 +26,7 @@ GREY, BLUE, ORANGE = "#8a97a8", "#3b7dc4", "#d9541e"
 """Before, after, and chance: of enough contrast on white and on near-black alike."""
 _COLOURS = (BLUE, ORANGE, "#2a9d4a", "#a05cd6", "#b8860b", "#0e8fa8", "#d0458b")
 _DASHES = ("-", "--", ":", "-.")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # texts stay texts: to be searched, read aloud, and shown in the page's font
     "svg.hashsalt": "riemann_unlearn",  # identifiers that are the same in every run
     "text.parse_math": False,  # a "$" in a name is a dollar
@@ -40,8 +40,8 @@ _STYLE = {
 }
 _MOST_POINTS = 300
 """Of a curve, about one for two pixels; more make the page heavy and the curve no clearer."""
+_REFERENCE = re.compile(r'(?<=url)\(#[^)"]+\)|(?<=href=")#[^"]+')
 _NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that neither XML nor UTF-8 can hold; names come from anyone's data."""
 
 
 @contextmanager
@@ -76,7 +76,8 @@ def figure_svg(figure: Figure, name: str, title: str, description: str) -> str:
     buffer = io.StringIO()
     # Without the date, which would make every page another.
     figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
-    root = ElementTree.fromstring(_NO_XML.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue()))
+    root = ElementTree.fromstring(legible(buffer.getvalue()))
+    used = {reference.strip("#()") for reference in _REFERENCE.findall(buffer.getvalue())}
     for parent in root.iter():
         for child in list(parent):
             # Its style sheet would hold for the whole page, which has one of its own.
@@ -85,11 +86,10 @@ def figure_svg(figure: Figure, name: str, title: str, description: str) -> str:
     for element in root.iter():
         element.tag = _local(element.tag)
         element.attrib = {_local(key): _inline(value, name) for key, value in element.attrib.items()}
-        # Of the many identifiers only those of shapes to be used again are ever referred to.
-        if element.tag == "g":
-            element.attrib.pop("id", None)
-        elif "id" in element.attrib:
-            element.attrib["id"] = f"{name}-{element.attrib['id']}"
+        # Most identifiers are not referred to, and some of those are not even unique.
+        own = element.attrib.pop("id", None)
+        if own in used:
+            element.attrib["id"] = f"{name}-{own}"
     width, height = map(float, root.attrib["viewBox"].split()[2:])
     root.attrib = {
         "viewBox": root.attrib["viewBox"],
@@ -102,9 +102,14 @@ def figure_svg(figure: Figure, name: str, title: str, description: str) -> str:
     }
     for tag, text in (("desc", description), ("title", title)):
         child = ElementTree.Element(tag, {"id": f"{name}-{tag}"})
-        child.text = _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+        child.text = legible(text)
         root.insert(0, child)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def legible(text: str) -> str:
+    """``text`` without the characters that XML cannot hold, or fonts: names come from anyone's data."""
+    return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _local(name: str) -> str:
@@ -190,10 +195,10 @@ def before_after_bars(rows: Sequence[Measured]) -> Figure:
             axes.barh([i + offset for i in range(len(rows))], lengths, 0.36, color=colour, label=label)
         for i, row in enumerate(rows):
             # One line is labelled, or the legend would name it once a row.
-            label = "chance" if i == 0 else None
+            named = "chance" if i == 0 else None
             if row.chance is not None:
                 place, ends = [100 * row.chance] * 2, [i - 0.42, i + 0.42]
-                axes.plot(place, ends, color=ORANGE, linewidth=1.5, label=label)
+                axes.plot(place, ends, color=ORANGE, linewidth=1.5, label=named)
         axes.set_title(f"{group}, %", fontsize=10, loc="left")
         axes.set_xlim(-1, 101)
         axes.tick_params(axis="y", length=0)

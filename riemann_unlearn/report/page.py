@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ class Section:
     table: Table | None = None
     svg: Markup | None = None
     caption: str = ""
-    items: Mapping[str, str] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why something was not measured, by its title."""
     paper: str = ""
 
 
@@ -105,11 +107,11 @@ def _run_page(
         "seed": metrics["seed"],
         "steps": metrics["steps"],
         "seconds": f"{metrics['seconds']:.0f}",
-        "riemann_unlearn": __version__,
+        **(_neighbours(audit) if audit is not None else {}),
     }
     sections = [_split(number, title, rows) for number, (title, rows) in enumerate(measured(metrics).items())]
     if audit is None:
-        sections += _unmeasured(not_measured(metrics["after"]["unmet"]))
+        sections += _unmeasured(not_measured(metrics["unmet"]))
     else:
         sections += _audit(audit)
     sections += [*_loss(history), *_settings(metrics["settings"])]
@@ -117,8 +119,13 @@ def _run_page(
 
 
 def _audit_page(audit: Mapping[str, Any]) -> str:
-    facts = {"model": audit["model"], "data": audit["data"], "riemann_unlearn": __version__}
+    facts = {"model": audit["model"], "data": audit["data"], **_neighbours(audit)}
     return _html(f"Audit: {', '.join(audit['forgotten'])}", facts, _audit(audit))
+
+
+def _neighbours(audit: Mapping[str, Any]) -> dict[str, str]:
+    """What "neighbours" in the tables of an audit means."""
+    return {"neighbours": ", ".join(audit["full_audit"]["neighbours"]) or "none"}
 
 
 def _split(number: int, title: str, rows: list[Measured]) -> Section:
@@ -127,15 +134,17 @@ def _split(number: int, title: str, rows: list[Measured]) -> Section:
     name = f"bars-{number}"
     described = f"Bars of the table above: before in grey, after in blue; {len(rows)} measures."
     svg = _svg(before_after_bars(rows), name, f"{title}: before and after", described)
-    return Section(title.capitalize(), texts=(_READING,) if number == 0 else (), table=table, svg=svg)
+    texts = [_READING] if number == 0 else []
+    texts += [f"{row.label} is measured on {row.on}." for row in rows if row.on]
+    return Section(title.capitalize(), texts=tuple(texts), table=table, svg=svg)
 
 
 def _audit(report: Mapping[str, Any]) -> list[Section]:
     full = report["full_audit"]
-    return [*map(_asked, audit_tables(full)), *_unmeasured(not_measured(report["unmet"]))]
+    return [*starmap(_asked, enumerate(audit_tables(full))), *_unmeasured(not_measured(report["unmet"]))]
 
 
-def _asked(asked: Asked) -> Section:
+def _asked(number: int, asked: Asked) -> Section:
     """A measure's table, and its figure where it draws one."""
     if asked.measure is None:
         texts: tuple[str, ...] = (
@@ -149,13 +158,13 @@ def _asked(asked: Asked) -> Section:
         asked.on,
         (measure.reading,),
         asked.table,
-        None if figure is None else _svg(figure, measure.name, measure.title, measure.reading),
+        None if figure is None else _svg(figure, f"measure-{number}", measure.title, measure.reading),
         paper=measure.paper,
     )
 
 
 def _unmeasured(reasons: Mapping[str, str]) -> list[Section]:
-    return [Section("Not measured", items=reasons)] if reasons else []
+    return [Section("Not measured", reasons=reasons)] if reasons else []
 
 
 def _loss(history: list[dict[str, Any]]) -> list[Section]:
@@ -197,4 +206,5 @@ def _environment() -> Environment:
 
 def _html(title: str, facts: Mapping[str, Any], sections: list[Section]) -> str:
     template = _environment().get_template("page.html")
+    facts = {**facts, "riemann_unlearn": __version__}
     return template.render(title=title, facts=facts, sections=sections, version=__version__) + "\n"

@@ -20,7 +20,7 @@ from riemann_unlearn.evaluation.subject import HELDOUT, SEEN
 from riemann_unlearn.io import atomic_write
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.models import load as load_model
-from riemann_unlearn.report.figures import BLUE, GREY, ORANGE, drawing
+from riemann_unlearn.report.figures import BLUE, GREY, ORANGE, drawing, legible
 from riemann_unlearn.report.tables import measured
 from riemann_unlearn.runs import METRICS_NAME
 
@@ -99,9 +99,10 @@ def _draw(
         panel.set_title(_short(concepts[int(shown.concept[i])].name), fontsize=10, fontweight="bold")
         caption = f"before: {_short(before[i])}\nafter: {_short(after[i])}"
         panel.set_xlabel(caption, fontsize=9, color=ORANGE if forgotten else BLUE)
-    left.suptitle(f"Forgotten: {', '.join(metrics['forget'])} (top)   ·   retained (bottom)", fontsize=11)
+    asked = _short(", ".join(metrics["forget"]), 60)
+    left.suptitle(f"Forgotten: {asked} (top)   ·   retained (bottom)", fontsize=11)
     _bars(right.subplots(), metrics, split)
-    right.suptitle(f"{metrics['method']} on {metrics['model']}, {split}", fontsize=11)
+    right.suptitle(f"{metrics['method']} on {_short(metrics['model'], 40)}, {split}", fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png", metadata={"Software": None}, facecolor="white")
     return buffer.getvalue()
@@ -120,8 +121,8 @@ def _bars(axes: Axes, metrics: Mapping[str, Any], split: str) -> None:
         axes.bar_label(bars, fmt="%.0f", fontsize=9)
     for i, (_, row) in enumerate(shown):
         if row.chance is not None:
-            label = "chance" if i == 0 else None
-            axes.plot([i - 0.42, i + 0.42], [100 * row.chance] * 2, color=ORANGE, label=label)
+            named = "chance" if i == 0 else None
+            axes.plot([i - 0.42, i + 0.42], [100 * row.chance] * 2, color=ORANGE, label=named)
     names = {"forget": "forgotten", "retain": "retained"}
     axes.set_xticks(
         range(len(shown)),
@@ -133,4 +134,4 @@ def _bars(axes: Axes, metrics: Mapping[str, Any], split: str) -> None:
 
 
 def _short(name: str, most: int = 18) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+    return legible(name if len(name) <= most else name[: most - 1] + "…")

@@ -95,7 +95,7 @@ def train(
     if directory is None:  # all that can be refused has been refused
         directory = RunDirectory.claim(output, settings)
 
-    batches = EpochBatches(dataset.seen, model.image_size, config)
+    batches = EpochBatches(dataset.seen, model, config)
     levels = [level.name for level in dataset.taxonomy.levels]
     optimizer = _optimizer(model, config)
     driver = Driver(
@@ -173,8 +173,8 @@ class EpochBatches:
     Parameters
     ----------
     samples : Samples
-    size : tuple of int
-        Height and width of the views.
+    model : DualEncoder
+        Says how large views are, and how images come to that size.
     config : TrainConfig
         Says how large batches and groups are, and the seed.
 
@@ -184,8 +184,8 @@ class EpochBatches:
         Batches in an epoch; the last one may be smaller.
     """
 
-    def __init__(self, samples: Samples, size: tuple[int, int], config: TrainConfig) -> None:
-        self.samples, self.size = samples, size
+    def __init__(self, samples: Samples, model: DualEncoder, config: TrainConfig) -> None:
+        self.samples, self._model = samples, model
         self.batch_size, self.group = config.batch_size, config.group
         self.generator = torch.Generator().manual_seed(config.seed)
         self.per_epoch = math.ceil(len(samples) / config.batch_size)
@@ -198,7 +198,8 @@ class EpochBatches:
             self._order = self.order(epoch)
         start = position * self.batch_size
         rows = self._order[start : start + self.batch_size]
-        return make_batch(self.samples, rows, self.size, self.generator)
+        model = self._model
+        return make_batch(self.samples, rows, model.image_size, self.generator, fit=model.resize)
 
     def order(self, epoch: int) -> Tensor:
         """The rows of all images in the order of an epoch, the first being 0."""
@@ -268,7 +269,7 @@ class _Epochs(History):
 
 def _scalars(model: DualEncoder) -> dict[str, float]:
     """τ and what else the space has learned, as it is."""
-    return {"curvature" if name == "c" else name: float(value) for name, value in model.loss_inputs().items()}
+    return {"curvature" if name == "c" else name: value.item() for name, value in model.loss_inputs().items()}
 
 
 def _optimizer(model: DualEncoder, config: TrainConfig) -> torch.optim.Optimizer:

@@ -172,7 +172,8 @@ class ForgetAndRetain:
         rows = torch.cat(
             [pool[torch.randperm(len(pool), generator=self.generator)[:count]] for pool, count in self._pools]
         )
-        batch = make_batch(self.problem.dataset.seen, rows, self.problem.model.image_size, self.generator)
+        seen, model = self.problem.dataset.seen, self.problem.model
+        batch = make_batch(seen, rows, model.image_size, self.generator, fit=model.resize)
         return Step(self.problem, batch, number)
 
     def state_dict(self) -> dict[str, Any]:

@@ -139,6 +139,7 @@ def rgb_with_a_transparent_value() -> bytes:
         (palette_of_alphas, RED),
         (rgb_with_a_transparent_value, RED),
         (lambda: grey_with_a_transparent_value("L"), [0, 0, 0]),
+        (lambda: grey_with_a_transparent_value("1"), [0, 0, 0]),
         (lambda: encoded(half("RGBA"), "GIF"), RED),
     ],
 )
@@ -207,6 +208,7 @@ def truncated(form: str) -> bytes:
     [
         b"",
         b"no image",
+        encoded(noise(), "EPS"),  # Pillow would have Ghostscript draw it
         broken_png(),
         truncated("PNG"),
         truncated("JPEG"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,3 +101,16 @@ def test_what_there_is_not_is_named(tmp_path: Path) -> None:
         ValueError, match=r"is nothing that a data source opens. There are shards: a folder of"
     ):
         data.load(tmp_path)
+
+
+def test_the_documented_source_works() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    example = text.split("```python\n")[1].split("```")[0]
+    variables: dict[str, Any] = {"__name__": "example"}
+    try:
+        exec(example, variables)
+    finally:
+        SOURCES._entries.pop("squares", None)
+    dataset = variables["dataset"]
+    assert dataset.name == "squares"
+    assert dataset.taxonomy.select(["temperature:warm"]).concepts.tolist() == [True, True, False, False]

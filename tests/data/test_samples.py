@@ -66,6 +66,15 @@ def test_a_subset_of_a_tensor_is_a_tensor(world: Dataset) -> None:
     assert subset.taxonomy is world.taxonomy
 
 
+def test_both_parts_of_a_dataset_have_one_taxonomy() -> None:
+    samples = encoded_samples()
+    other = Taxonomy(TAXONOMY.concepts[:1])
+    heldout = Samples(EncodedImages([png(0)]), torch.tensor([0]), torch.tensor([0]), ("m",), other)
+    with pytest.raises(ValueError, match="seen and the held-out part of d have different concepts"):
+        Dataset("d", samples, heldout)
+    assert Dataset("d", samples, samples.subset(torch.tensor([0]))).heldout is not None
+
+
 @pytest.mark.parametrize(
     ("concept", "source", "message"),
     [

@@ -5,12 +5,7 @@ import unicodedata
 import pytest
 import torch
 
-from riemann_unlearn.data import Concept, Dataset, Taxonomy, UnknownConceptError, load
-
-
-@pytest.fixture(scope="module")
-def emoji() -> Dataset:
-    return load("emoji")
+from riemann_unlearn.data import Concept, Dataset, Taxonomy, UnknownConceptError
 
 
 def test_levels_are_consistent(world: Dataset) -> None:

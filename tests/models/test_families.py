@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import open_clip
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from riemann_unlearn import models, spaces
 from riemann_unlearn.geometry import tangent
+from riemann_unlearn.losses import AlignmentCalibration, ContrastiveLoss, EntailmentLoss
 from riemann_unlearn.models import CLIP, FAMILIES, MERU, DualEncoder, SigLIP
 from riemann_unlearn.registry import register
 from tests.conftest import make_model, model_config
@@ -157,6 +158,28 @@ def test_siglip_is_open_clips(meru: MERU) -> None:
     assert torch.allclose(loss, open_clip.loss.SigLipLoss()(**want), atol=1e-5)
 
 
+@pytest.mark.parametrize("wrap", [lambda m: m, torch.nn.DataParallel], ids=["plain", "parallel"])
+def test_losses_take_the_output_as_open_clips_training_loop_gives_it(
+    family: DualEncoder, wrap: Callable[[DualEncoder], torch.nn.Module]
+) -> None:
+    out = wrap(family)(family.preprocess(images()[:3]), family.tokenize(TEXTS))
+    terms = ContrastiveLoss()(**out, output_dict=True)
+    assert set(terms) == {"contrastive_loss"}
+    total = sum(terms.values())
+    by_space = ContrastiveLoss()(out["image_features"], out["text_features"], space=family.space)
+    assert torch.equal(total, by_space)
+    total.backward()
+    assert all(p.grad is not None for name, p in family.named_parameters() if p.ndim == 0)
+    if family.space.has_cones:
+        assert EntailmentLoss()(**out, output_dict=True)["entailment_loss"] >= 0
+    else:
+        with pytest.raises(ValueError, match="no entailment cones"):
+            EntailmentLoss()(**out, output_dict=True)
+    forget = torch.tensor([True, False, False])
+    terms = AlignmentCalibration()(**output(family), forget_mask=forget, output_dict=True)
+    assert all(value.isfinite() for value in terms.values())
+
+
 @pytest.fixture
 def spherical() -> Iterator[type[DualEncoder]]:
     @register
@@ -231,6 +254,10 @@ def test_a_tokenizer_that_does_not_fit_is_refused(meru: MERU) -> None:
 def test_a_map_of_image_features_is_folded_into_the_tower(family: DualEncoder) -> None:
     matrix = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
     pixels = family.preprocess(images())
+    before = family.visual(pixels)
+    family.transform_image_features_(matrix)
+    assert torch.allclose(family.visual(pixels), before @ matrix.mT, atol=1e-4)
+    family.visual = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 256, 16))
     before = family.visual(pixels)
     family.transform_image_features_(matrix)
     assert torch.allclose(family.visual(pixels), before @ matrix.mT, atol=1e-4)

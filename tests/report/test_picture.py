@@ -31,7 +31,7 @@ def test_what_is_shown_is_spread_evenly_and_not_chosen(world: ru.data.Dataset) -
     assert picture._evenly(torch.arange(3)).tolist() == [0, 1, 2]
     assert picture._evenly(torch.arange(0)).tolist() == []
     shown = picture._shown(world, ["food-fruit"])
-    kinds = [world.taxonomy.concepts[i].subcategory == "food-fruit" for i in shown.concept.tolist()]
+    kinds = [world.taxonomy.concepts[i].path[0] == "food-fruit" for i in shown.concept.tolist()]
     assert kinds == [True] * 3 + [False] * 4
     assert shown.sources == world.heldout.sources  # type: ignore[union-attr]
 

@@ -10,9 +10,9 @@ from tools import build_vocabulary
 from tools.build_vocabulary import VOCABULARY, corpus
 
 
-def test_the_bundled_vocabulary_splits_every_caption_as_clips_does() -> None:
+def test_the_bundled_vocabulary_splits_every_caption_as_clips_does(emoji: data.Dataset) -> None:
     full, small = SimpleTokenizer(), SimpleTokenizer(bpe_path=str(VOCABULARY))
-    texts = corpus(data.load("emoji").taxonomy)
+    texts = corpus(emoji.taxonomy)
     for text in texts:
         pieces = [[t.decoder[i] for i in t.encode(text)] for t in (full, small)]
         assert pieces[0] == pieces[1], text

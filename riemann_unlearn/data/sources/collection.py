@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.data.images import EncodedImages, UnreadableImageError, decode
+from riemann_unlearn.data.queries import composed
 from riemann_unlearn.data.samples import Dataset, Images, Samples
 from riemann_unlearn.data.taxonomy import Concept, Taxonomy, as_written
 
@@ -158,12 +158,9 @@ def _samples(part: _Part, index: dict[str, int], taxonomy: Taxonomy) -> Samples:
 
 
 def _composed(concept: Concept) -> Concept:
-    def nfc(text: str) -> str:
-        return unicodedata.normalize("NFC", text)
-
     return replace(
         concept,
-        name=nfc(concept.name),
-        keywords=tuple(map(nfc, concept.keywords)),
-        path=tuple(map(nfc, concept.path)),
+        name=composed(concept.name),
+        keywords=tuple(map(composed, concept.keywords)),
+        path=tuple(map(composed, concept.path)),
     )

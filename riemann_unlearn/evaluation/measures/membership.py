@@ -132,13 +132,13 @@ class Membership(Measure):
     def _encoder(self, subject: Subject, rows: Mapping[str, Tensor], seed: int) -> Scores:
         """Mean pairwise cosine of the features of random views."""
         scores = {}
-        size, generator = subject.model.image_size, torch.Generator().manual_seed(seed)
+        model, generator = subject.model, torch.Generator().manual_seed(seed)
         for name, chosen in rows.items():
             images = _part(subject, name).images(chosen)
-            views = [
-                F.normalize(encode_images(subject.model, random_view(images, size, generator)), dim=-1)
-                for _ in range(self.views)
-            ]
+            views = []
+            for _ in range(self.views):
+                view = random_view(images, model.image_size, generator, fit=model.resize)
+                views.append(F.normalize(encode_images(model, view), dim=-1))
             # |Σ u|² = V + 2 Σ_{i<j} u_i·u_j
             total = torch.stack(views).sum(0).square().sum(1).double()
             scores[name] = ((total - self.views) / (self.views * (self.views - 1))).cpu()

@@ -3,16 +3,10 @@ from __future__ import annotations
 import hashlib
 import json
 
-import pytest
 import torch
 
 from riemann_unlearn import data
 from riemann_unlearn.data.sources.emoji import FOLDER, Emoji
-
-
-@pytest.fixture(scope="module")
-def emoji() -> data.Dataset:
-    return data.load("emoji")
 
 
 def test_the_bundled_dataset_is_what_its_manifest_says(emoji: data.Dataset) -> None:
