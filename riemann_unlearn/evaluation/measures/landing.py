@@ -59,7 +59,7 @@ class Landing(Measure):
         "Read each beside the model before and a retrained one."
     )
     range: ClassVar[str] = "shares: 0 to 1; radius: ≥ 0; steps: ≥ 0"
-    paper: ClassVar[str] = "docs/audit.md"
+    paper: ClassVar[str] = "Ganea et al. 2018, arXiv 1804.01882"
     order: ClassVar[int] = 85
 
     most: int = 2000
@@ -175,7 +175,7 @@ class Landing(Measure):
             "radius": space.radius(features).median().item(),
         }
         if levels[depth].parent is not None:
-            parent = levels[depth].parent.to(own.device)
+            parent = torch.as_tensor(levels[depth].parent, device=own.device)
             same = parent[None] == parent[own][:, None]
             in_parent = holds[depth + 1].gather(1, parent[own][:, None])[:, 0]
             result["parent"] = share(in_parent)
