@@ -229,10 +229,6 @@ class Config:
         """The options by name, of plain lists, dicts, texts and numbers, as YAML and JSON hold them."""
         return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
 
-    def to_yaml(self) -> str:
-        """The options as YAML that :meth:`read_yaml` reads back."""
-        return dump_yaml(self.to_mapping())
-
 
 @dataclass(frozen=True)
 class RunConfig(Config):
