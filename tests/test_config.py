@@ -13,18 +13,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from riemann_unlearn.config import (
-    SEED_LIMIT,
-    Config,
-    EvaluateConfig,
-    RunConfig,
-    TrainConfig,
-    about,
-    dump_yaml,
-    parse_setting,
-    read_yaml,
-)
+from riemann_unlearn._yaml import dump_yaml, read_yaml
+from riemann_unlearn.config import SEED_LIMIT, EvaluateConfig, RunConfig, TrainConfig
 from riemann_unlearn.models import list_models
+from riemann_unlearn.options import Config, about, parse_setting
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
 
