@@ -25,7 +25,7 @@ import yaml
 
 from riemann_unlearn import data, models
 from riemann_unlearn.data.captions import name_caption
-from riemann_unlearn.evaluation.encoding import encode_images, encode_texts
+from riemann_unlearn.evaluation.features import encode_images, encode_texts
 from riemann_unlearn.geometry import tangent
 from riemann_unlearn.losses import EntailmentLoss
 from riemann_unlearn.training import TrainConfig, train

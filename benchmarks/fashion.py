@@ -28,15 +28,16 @@ from typing import Any
 import torch
 
 import riemann_unlearn as ru
-from benchmarks._rows import append, key, label, line, read, settings
+from benchmarks._rows import append, key, label, read, settings
 from riemann_unlearn.data import Dataset
-from riemann_unlearn.evaluation.encoded import encode
-from riemann_unlearn.evaluation.membership import membership
-from riemann_unlearn.evaluation.recovery import recovery
-from riemann_unlearn.evaluation.relearning import relearning
-from riemann_unlearn.evaluation.zero_shot import forget_and_retain, zero_shot
+from riemann_unlearn.evaluation import Measure, encode, zero_shot
+from riemann_unlearn.evaluation.measures.membership import Membership
+from riemann_unlearn.evaluation.measures.recovery import Recovery
+from riemann_unlearn.evaluation.measures.relearning import Relearning
+from riemann_unlearn.evaluation.subject import MOST_SEEN
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
+from riemann_unlearn.report.text import markdown
 from riemann_unlearn.training import TrainConfig, train
 
 CLASSES = ("t-shirt", "trousers", "pullover", "dress", "coat")
@@ -54,6 +55,8 @@ METHODS = {
     "random-captions": ("MERU",),
 }
 """With the models that each is run on; ac compares by the model's own similarity."""
+MEASURES: tuple[Measure, ...] = (Recovery(), Relearning(), Membership())
+"""What is measured beside zero-shot accuracy."""
 PER_CLASS = 1200
 """Training images of each class, the first of 6,000: as many as the audit looks at."""
 RECIPE = TrainConfig(
@@ -189,15 +192,12 @@ def _run(asked: dict[str, Any], data: Dataset, cache: Path) -> dict[str, Any]:
 
 def measure(model: DualEncoder, data: Dataset, forget: Sequence[str]) -> dict[str, Any]:
     """The measures of the full audit that an oracle's are compared with."""
-    assert data.heldout is not None
-    selection = data.taxonomy.select(forget)
-    subject = encode(model, data, selection)
-    groups = forget_and_retain(data.heldout, selection)
+    subject = encode(model, data, data.taxonomy.select(forget), most_seen=MOST_SEEN)
+    test = subject.test
+    groups = {"forget": test.forgotten, "retain": ~test.forgotten}
     return {
-        "heldout": zero_shot(model, data.heldout, groups, image_features=subject.heldout_features),
-        "recovery": recovery(subject),
-        "relearning": relearning(subject),
-        "membership": membership(subject),
+        "heldout": zero_shot(model, test.samples, groups, image_features=test.features),
+        **{measure.name: measure.compute(subject, {}) for measure in MEASURES},
     }
 
 
@@ -243,14 +243,12 @@ def tables(rows: list[dict[str, Any]]) -> str:
     parts = []
     for count in sorted({len(row["forget"]) for row in rows}):
         chosen = [row for row in rows if len(row["forget"]) == count]
-        lines = [f"**Forgotten: {', '.join(CLASSES[:count])}**\n"]
-        lines.append(line(["model", "method", "seeds", *(column.name for column in COLUMNS)]))
-        lines.append(line(["---"] * (3 + len(COLUMNS))))
+        lines = []
         for (model, name), runs in _groups(chosen).items():
             oracles = _oracles(chosen, runs)
-            cells = [_cell(column, runs, oracles) for column in COLUMNS]
-            lines.append(line([model, name, str(len(runs)), *cells]))
-        parts.append("\n".join(lines))
+            lines.append([model, name, len(runs), *(_cell(column, runs, oracles) for column in COLUMNS)])
+        heads = ["model", "method", "seeds", *(column.name for column in COLUMNS)]
+        parts.append(f"**Forgotten: {', '.join(CLASSES[:count])}**\n\n{markdown(heads, lines)}")
     return "\n\n".join(parts)
 
 

@@ -68,7 +68,8 @@ def random_view(
     n, device = len(images), parts[0].device
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        drawn = torch.rand(n, *shape, generator=generator)
+        # float32, whatever torch's default dtype is: that of the images, and the same draws for everyone.
+        drawn = torch.rand(n, *shape, generator=generator, dtype=torch.float32)
         return (low + (high - low) * drawn).to(device)
 
     angle = uniform(-MAX_ROTATION, MAX_ROTATION)

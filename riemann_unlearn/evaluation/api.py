@@ -66,7 +66,8 @@ def evaluate(
     Parameters
     ----------
     model : DualEncoder, str or Path
-        A model (perhaps compiled, or wrapped for several devices), or what :func:`riemann_unlearn.load` takes.
+        A model (perhaps compiled, or wrapped for several devices), or what :func:`riemann_unlearn.load`
+        takes.
     data : Dataset, str or Path
         A dataset, or what :func:`riemann_unlearn.data.load` takes.
     forget : str or sequence of str
@@ -89,9 +90,9 @@ def evaluate(
     Returns
     -------
     dict
-        - ``forget``, ``retain``, ``neighbours``: what :func:`zero_shot` gives for those seen images, accuracy
-          being that of the most specific level asked for in ``forget``. Neighbours are those retained that are
-          nearest to the forgotten in the taxonomy.
+        - ``forget``, ``retain``, ``neighbours``: what :func:`zero_shot` gives for those seen images,
+          accuracy being that of the most specific level asked for in ``forget``. Neighbours are those
+          retained that are nearest to the forgotten in the taxonomy.
         - ``heldout``: the same of the held-out images, where there are such.
         - ``audit``: the value of each measure of the quick audit; ``on``: what each was measured on;
           ``unmet``: why those that are missing could not be measured.

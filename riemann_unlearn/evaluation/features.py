@@ -48,11 +48,11 @@ class Captions:
     features: Tensor
     """Shape (N, D)."""
     shared: Tensor
-    """bool, shape (N,): the token ids are those of another caption as well, so that no model can tell the two
-    apart, whatever it knows. A caption that is longer than the model reads may be such a one."""
+    """bool, shape (N,): the token ids are those of another caption as well, so that no model can tell the
+    two apart, whatever it knows. A caption that is longer than the model reads may be such a one."""
     tied: Tensor
-    """bool, shape (N,): the features are exactly those of another caption. Where the token ids differ, that is
-    the model's own doing."""
+    """bool, shape (N,): the features are exactly those of another caption. Where the token ids differ, that
+    is the model's own doing."""
     context_length: int
     """Tokens that the model reads of a caption."""
 
@@ -86,9 +86,9 @@ def warn_of_shared(captions: Iterable[Captions]) -> None:
     if alike:
         named = ", ".join(map(repr, alike[:4])) + (", ..." if len(alike) > 4 else "")
         warnings.warn(
-            f"{len(alike)} captions read the same to this model as another ({named}): it reads "
-            f"{context_length} tokens of a caption, and beyond them, or by case and blanks, they differ at most. "
-            "Images of them are not asked about, for no model could tell them apart",
+            f"{len(alike)} captions read the same to this model as another ({named}): it reads at most "
+            f"{context_length} tokens of a caption, and their tokens are equal. Images of them are not asked "
+            "about, for no model could tell them apart",
             stacklevel=3,
         )
 
@@ -135,10 +135,12 @@ def nearest(space: Space, features: Tensor, bank: Tensor, k: int) -> Tensor:
 @torch.no_grad()
 def _encode_tokens(model: DualEncoder, tokens: Tensor) -> Tensor:
     with evaluating(model):
-        return torch.cat([model.encode_text(chunk) for chunk in torch.split(tokens, CHUNK)])
+        chunks = [model.encode_text(chunk) for chunk in torch.split(tokens, CHUNK)]
+    return torch.cat(chunks)
 
 
 def _repeated(rows: Tensor) -> Tensor:
     """Which rows of a matrix occur more than once; bool, shape (N,)."""
     _, inverse, count = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
-    return count[inverse] > 1
+    repeated: Tensor = count[inverse] > 1
+    return repeated

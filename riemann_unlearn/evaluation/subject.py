@@ -178,13 +178,14 @@ def encode(
 def siblings(taxonomy: Taxonomy, selection: Selection) -> Tensor:
     """Which concepts are neighbours of what is forgotten; bool, shape (concepts,).
 
-    For each forgotten concept those retained that share its label at the lowest level where any do. Where there
-    is one level, or nothing is left even at the topmost, there are none.
+    For each forgotten concept those retained that share its label at the lowest level where any do. Where
+    there is one level, or nothing is left even at the topmost, there are none.
 
     Examples
     --------
     >>> from riemann_unlearn.data import Concept
-    >>> taxonomy = Taxonomy([Concept(n, n, (), (s, "food")) for n, s in (("apple", "fruit"), ("tea", "drink"))])
+    >>> apple, tea = Concept("1", "apple", (), ("fruit", "food")), Concept("2", "tea", (), ("drink", "food"))
+    >>> taxonomy = Taxonomy([apple, tea])
     >>> siblings(taxonomy, taxonomy.select(["fruit"])).tolist()
     [False, True]
     """

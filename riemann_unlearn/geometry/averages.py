@@ -14,6 +14,7 @@ from riemann_unlearn.geometry.precision import (
     unit_vector,
     within,
 )
+from riemann_unlearn.geometry.profiles import sinhc
 from riemann_unlearn.geometry.space import points_triangle
 
 __all__ = ["centroid", "geodesic", "midpoint"]
@@ -129,7 +130,9 @@ def centroid(x: Tensor, c: Curvature, weights: Tensor | None = None) -> Tensor:
 
 def _share(t: Tensor, d: Tensor) -> Tensor:
     """sinh(t·d)/sinh(d), t for d = 0."""
-    some = d != 0  # NaN too, which then is seen
-    d = torch.where(some, d, 1.0)
-    share = torch.exp((t - 1) * d) * (torch.expm1(-2 * t * d) / torch.expm1(-2 * d))
-    return torch.where(some, share, t)
+    near = d < 1  # not NaN, which then is seen
+    short, long = torch.where(near, d, 0.0), torch.where(near, 1.0, d)
+    # Between near points by series: the derivative of the quotient is a difference of terms of size 1/d.
+    small = t * sinhc(t.abs() * short) / sinhc(short)
+    large = torch.exp((t - 1) * long) * (torch.expm1(-2 * t * long) / torch.expm1(-2 * long))
+    return torch.where(near, small, large)

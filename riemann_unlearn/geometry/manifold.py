@@ -20,7 +20,6 @@ from riemann_unlearn.geometry.precision import (
     length,
     result_dtype,
     sqrt_c,
-    unit_vector,
     wide_length,
     within,
     working,
@@ -41,7 +40,7 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
     Raises
     ------
     ValueError
-        When the number ``k`` is not positive.
+        When ``k`` is not positive; also in a method, when an optimizer has led a learnable ``k`` there.
 
     Notes
     -----
@@ -63,7 +62,7 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
     reversible = True  # retr is the exponential map, and transport goes along its geodesic
 
     def __init__(self, k: float | Tensor = 1.0, learnable: bool = False) -> None:
-        if not isinstance(k, Tensor) and not k > 0:
+        if not (k.is_meta or bool((k > 0).all()) if isinstance(k, Tensor) else k > 0):
             raise ValueError(f"k must be positive (the curvature is -1/k), got {k}")
         super().__init__(k, learnable)
 
@@ -193,14 +192,12 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
 
     def transp0(self, y: Tensor, u: Tensor, *, dim: int = -1) -> Tensor:
         """Parallel transport of u from the origin to y."""
-        points = _space(y, dim)
-        moved = maps.parallel_transport(torch.zeros_like(points), points, _space(u, dim), self._wide_c(y))
+        moved = maps.parallel_transport0(_space(y, dim), _space(u, dim), self._wide_c(y))
         return self._tangent(y, moved, dim)
 
     def transp0back(self, x: Tensor, u: Tensor, *, dim: int = -1) -> Tensor:
         """Parallel transport of u from x to the origin."""
-        points = _space(x, dim)
-        moved = maps.parallel_transport(points, torch.zeros_like(points), _space(u, dim), self._wide_c(x))
+        moved = maps.parallel_transport0back(_space(x, dim), _space(u, dim), self._wide_c(x))
         return _ambient(torch.nn.functional.pad(moved, (1, 0)), dim)
 
     def geodesic_unit(
@@ -227,8 +224,25 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
 
     def _wide_c(self, x: Tensor) -> Tensor:
         """1/k, at the precision and on the device of the computation, a scalar."""
+        if self._parameters.get("k") is not None:
+            self._check_positive()
         k = working(self.k.to(x.device))
         return 1 / (k.reshape(()) if k.numel() == 1 else k)
+
+    def _check_positive(self) -> None:
+        """Refuse a learnable k that an optimizer has led out of range, before every point becomes NaN.
+
+        Only where a look at it costs nothing and is possible: not on a GPU, which would be waited for, not in
+        a graph that is being traced, and not where a transform of ``torch.func`` stands in for the parameter.
+        """
+        k = self.k
+        if torch.compiler.is_compiling() or k.device.type != "cpu" or type(k) is not torch.nn.Parameter:
+            return
+        if not bool((k > 0).all()):
+            raise ValueError(
+                f"the manifold's k has become {k.tolist()}, and must be positive (the curvature is -1/k). "
+                "Keep it in bounds with riemann_unlearn.optim.curvature_group(manifold, lr=...), or clamp it"
+            )
 
     def _tangent(self, x: Tensor, u: Tensor, dim: int) -> Tensor:
         """Ambient tangent vectors at ambient points from their space components."""
@@ -249,18 +263,16 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
     def _tangent_part(self, x: Tensor, v: Tensor, dim: int) -> Tensor:
         r"""Space components, in the working dtype, of :math:`v + \langle x,v\rangle x/k`.
 
-        With v = (v_t, v∥ x̂ + v⊥) the part along x̂ is :math:`(1+X^2) v_\parallel - X\sqrt{1+X^2}\,v_t`; the
-        part across stays.
+        It is v + √c x·(√c x·v - √(1+c|x|²)·v_t), which asks for no direction of x. Far out the bracket is a
+        difference of large terms, for any way of writing it: what a stored vector has along its point there
+        is what rounding has left of it.
         """
         points, b = working(_space(x, dim)), working(v).movedim(dim, -1)
         root = sqrt_c(self._wide_c(x), points)
-        size = wide_length(points)
-        axis = unit_vector(points, size)
-        along = dot(b[..., 1:], axis)
-        radius = root * size
+        radius = root * wide_length(points)
         time = torch.hypot(radius, torch.ones_like(radius))
-        kept = time * (time * along - radius * b[..., 0])
-        return b[..., 1:] + (kept - along)[..., None] * axis
+        offset = root * (root * dot(points, b[..., 1:]) - time * b[..., 0])
+        return b[..., 1:] + offset[..., None] * points
 
     def _is_tangent(self, x: Tensor, u: Tensor, dim: int) -> Tensor:
         """Whether u is a tangent vector at x up to rounding of the coordinates of both, shape (..., 1)."""

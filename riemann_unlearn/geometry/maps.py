@@ -30,6 +30,9 @@ from riemann_unlearn.geometry.space import points_triangle
 _FAR = 700.0
 """sinh and cosh of it are finite in float64; no point that float32 holds is that far out."""
 
+_NEAR = 1.0
+"""Within this √c|x|, where |x| < x_t/√2, x itself serves; beyond, its length and its direction."""
+
 __all__ = [
     "expmap",
     "expmap0",
@@ -186,21 +189,8 @@ def parallel_transport(x: Tensor, y: Tensor, u: Tensor, c: Curvature) -> Tensor:
     """
     framed, vector = point_frame(c, x, y), point_frame(c, u)
     (a, b), (w,), root = framed.wide(), vector.wide(), framed.root
-    t = points_triangle(framed)
-    size = span(a)
-    axis = unit_vector(a, size)
-    along = dot(w, axis)
-    # c<y,u>: what u has along x meets y's radial offset, sinh(r₂-r₁) - 2 sinh r₂ cosh r₁ sin²(θ/2), and
-    # what it has across x meets what y has across x. All over cosh²(D/2), factor by factor.
-    scale = torch.cosh(held(tri.side(t) / 2))
-    half_gap = (t.gap / 2).clamp(-_FAR, _FAR)
-    radial_offset = (torch.sinh(half_gap) / scale) * (torch.cosh(half_gap) / scale)
-    far1, far2 = t.r1.clamp(max=_FAR), t.r2.clamp(max=_FAR)
-    bend = (torch.sinh(far2) * t.half_sine / scale) * (torch.cosh(far1) * t.half_sine / scale)
-    offset = -2 * (radial_offset + bend)
-    across = dot(b - dot(b, axis)[..., None] * axis, w - along[..., None] * axis)
-    time = torch.hypot(root * size, torch.ones_like(size))
-    factor = (root * along / time * offset + root * (root * across / scale) / scale) / 2
+    near = _radius(a, root) < _NEAR
+    factor = torch.where(near, _near_factor(a, b, w, root, near), _far_factor(framed, w, near))
     moved = vector.vector_back(w + factor[..., None] * (a + b))
     return within(moved, result_dtype(x, y, u))
 
@@ -229,10 +219,12 @@ def parallel_transport0(y: Tensor, u: Tensor, c: Curvature) -> Tensor:
     >>> torch.allclose(parallel_transport0(y, u, c=1.0), parallel_transport(0 * y, y, u, c=1.0))
     True
     """
-    p = _polar(y, u, c)
-    grown = p.x * (p.x / (1 + p.time))  # cosh r - 1
-    moved = p.vector.vector_back(p.w + (grown * p.along)[..., None] * p.axis)
-    return within(moved, result_dtype(y, u))
+    framed, vector = point_frame(c, y), point_frame(c, u)
+    (a,), (w,), root = framed.wide(), vector.wide(), framed.root
+    time = _time(_radius(a, root))
+    # (cosh r - 1)·(w·ŷ)·ŷ, with the lengths of y cancelled: the origin has no direction.
+    grown = root * (root * dot(w, a) / (1 + time))
+    return within(vector.vector_back(w + grown[..., None] * a), result_dtype(y, u))
 
 
 def parallel_transport0back(x: Tensor, u: Tensor, c: Curvature) -> Tensor:
@@ -260,9 +252,16 @@ def parallel_transport0back(x: Tensor, u: Tensor, c: Curvature) -> Tensor:
     >>> torch.allclose(back, u, atol=1e-6)
     True
     """
-    p = _polar(x, u, c)
-    moved = p.vector.vector_back(p.across + (p.along / p.time)[..., None] * p.axis)
-    return within(moved, result_dtype(x, u))
+    framed, vector = point_frame(c, x), point_frame(c, u)
+    (a,), (w,), root = framed.wide(), vector.wide(), framed.root
+    radius = _radius(a, root)
+    near, time = radius < _NEAR, _time(radius)
+    p = _parts(a, w, near)
+    # Far out what u has along x nearly vanishes, and must not be a difference of what it has.
+    far = p.across + (p.along / time)[..., None] * p.axis
+    shrunk = root * (root * dot(w, a) / (time * (1 + time)))
+    moved = torch.where(near[..., None], w - shrunk[..., None] * a, far)
+    return within(vector.vector_back(moved), result_dtype(x, u))
 
 
 def inner(x: Tensor, u: Tensor, v: Tensor, c: Curvature) -> Tensor:
@@ -290,37 +289,78 @@ def inner(x: Tensor, u: Tensor, v: Tensor, c: Curvature) -> Tensor:
     >>> torch.allclose(inner(x, u, u, c=2.0).sqrt(), dist(x, y, c=2.0))
     True
     """
-    p, q = _polar(x, u, c), _polar(x, v, c)
-    product = dot(p.across, q.across) + (p.along / p.time) * (q.along / q.time)
-    return within(p.vector.back(q.vector.back(product)), result_dtype(x, u, v))
+    framed, first, second = point_frame(c, x), point_frame(c, u), point_frame(c, v)
+    (a,), (w,), (z,), root = framed.wide(), first.wide(), second.wide(), framed.root
+    radius = _radius(a, root)
+    near, time = radius < _NEAR, _time(radius)
+    p, q = _parts(a, w, near), _parts(a, z, near)
+    far = dot(p.across, q.across) + (p.along / time) * (q.along / time)
+    close = dot(w, z) - (root * dot(a, w) / time) * (root * dot(a, z) / time)
+    return within(first.back(second.back(torch.where(near, close, far))), result_dtype(x, u, v))
 
 
-class _Polar(NamedTuple):
-    """A point as the origin sees it, and a vector there by its parts; all in the working dtype."""
+class _Parts(NamedTuple):
+    """A vector by what it has along and across a point; all in the working dtype."""
 
     axis: Tensor
     """Unit vector towards the point."""
-    x: Tensor
-    """√c|x|"""
-    time: Tensor
-    """√(1 + c|x|²)"""
-    vector: Frame
-    w: Tensor
-    """The vector, in its frame."""
     along: Tensor
-    """Its part along the axis."""
     across: Tensor
 
 
-def _polar(point: Tensor, u: Tensor, c: Curvature) -> _Polar:
-    framed, vector = point_frame(c, point), point_frame(c, u)
-    (a,), (w,) = framed.wide(), vector.wide()
-    size = span(a)
-    axis = unit_vector(a, size)
+def _parts(point: Tensor, w: Tensor, near: Tensor) -> _Parts:
+    """The parts of ``w``; for points ``near`` the origin, where no one uses them, by another direction."""
+    # The derivative of a direction is one over the length. Where what the directions are put to is smooth
+    # these derivatives cancel, but not their rounding; and at the origin there is none.
+    point = torch.where(near[..., None], 1.0, point)
+    axis = unit_vector(point, span(point))
     along = dot(w, axis)
-    x = tri.bounded(framed.root * size)
-    time = torch.hypot(x, torch.ones_like(x))
-    return _Polar(axis, x, time, vector, w, along, w - along[..., None] * axis)
+    return _Parts(axis, along, w - along[..., None] * axis)
+
+
+def _radius(point: Tensor, root: Tensor) -> Tensor:
+    """√c|x| of a point in its frame."""
+    return tri.bounded(root * span(point))
+
+
+def _time(radius: Tensor) -> Tensor:
+    """√(1 + c|x|²)"""
+    return torch.hypot(radius, torch.ones_like(radius))
+
+
+def _near_factor(a: Tensor, b: Tensor, w: Tensor, root: Tensor, near: Tensor) -> Tensor:
+    r"""c⟨y,u⟩/(2cosh²(D/2)) for x near the origin, in x, y and u themselves, which is smooth there.
+
+    :math:`\langle y,u\rangle = u\cdot κ` with :math:`κ = y - (y_t/x_t)\,x = Δ - (Δ_t/x_t)\,x`,
+    Δ = y - x and :math:`Δ_t = Δ\cdot(x+y)/(x_t+y_t)`; the denominator is :math:`1 + c(x_t y_t - x\cdot y)`.
+    Within |x| < x_t/√2, where c|x|² < 1, neither difference loses more than two bits. In rows that are not
+    ``near`` the origin is taken for x.
+    """
+    a = torch.where(near[..., None], a, 0.0)
+    time1, time2 = (_time(_radius(v, root)) for v in (a, b))
+    difference = b - a
+    rise = root * (dot(difference, a + b) / (time1 + time2))
+    offset = difference - (root * rise / time1)[..., None] * a
+    double = 1 + time1 * time2 - root * (root * dot(a, b))
+    return root * (root * dot(offset, w) / double)
+
+
+def _far_factor(framed: Frame, w: Tensor, near: Tensor) -> Tensor:
+    """The same for other points, where those differences cancel: by the parts along and across x."""
+    (a, b), root = framed.wide(), framed.root
+    t = points_triangle(framed)
+    p = _parts(a, w, near)
+    # What u has along x meets y's radial offset, sinh(r₂-r₁) - 2 sinh r₂ cosh r₁ sin²(θ/2), and what it has
+    # across x meets what y has across x. All over cosh²(D/2), factor by factor.
+    scale = torch.cosh(held(tri.side(t) / 2))
+    half_gap = (t.gap / 2).clamp(-_FAR, _FAR)
+    radial_offset = (torch.sinh(half_gap) / scale) * (torch.cosh(half_gap) / scale)
+    far1, far2 = t.r1.clamp(max=_FAR), t.r2.clamp(max=_FAR)
+    bend = (torch.sinh(far2) * t.half_sine / scale) * (torch.cosh(far1) * t.half_sine / scale)
+    offset = -2 * (radial_offset + bend)
+    across = dot(b - dot(b, p.axis)[..., None] * p.axis, p.across)
+    along = root * p.along / _time(_radius(a, root))
+    return (along * offset + root * (root * across / scale) / scale) / 2
 
 
 def _tangent_length(x: Tensor, u: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
@@ -330,18 +370,16 @@ def _tangent_length(x: Tensor, u: Tensor, root: Tensor) -> tuple[Tensor, Tensor]
     from the parts of u along and across x.
     """
     size = span(x)
-    near = root * size < 1
-    time = torch.hypot(root * size, torch.ones_like(size))
+    near = root * size < _NEAR
+    time = _time(root * size)
     whole = span(u)
     bound = (size + whole).detach()
     rise = root * dot(x, u) / time
     some = near & (whole > 0)
     whole, rise = torch.where(some, whole, 1.0), torch.where(some, rise, 0.0)
     close = torch.sqrt((whole - rise) * (whole + rise))
-    axis = unit_vector(x, size)
-    along = dot(u, axis)
-    across = span(u - along[..., None] * axis)
-    ratio = along / time
+    p = _parts(x, u, near)
+    across, ratio = span(p.across), p.along / time
     shape = (across + ratio).shape
     parts = span(torch.stack([across.expand(shape), ratio.expand(shape)], -1))
     return torch.where(near, torch.where(some, close, 0.0), parts), bound

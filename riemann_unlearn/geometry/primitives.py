@@ -79,11 +79,9 @@ class Profile(NamedTuple):
     """The function f of a radial map, by what is needed of it; all of it takes m = √c|v|."""
 
     ratio: Callable[[Tensor], Tensor]
-    """f(m)/m"""
-    slope: Callable[[Tensor], Tensor]
-    """f'(m)"""
+    """f(m)/m, the derivative across the ray."""
     excess: Callable[[Tensor], Tensor]
-    """m·f'(m) - f(m), which is what the curvature moves."""
+    """m·f'(m) - f(m): over m what the derivative along the ray has more, and what the curvature moves."""
 
 
 def radial(v: Tensor, c: Curvature, profile: Profile) -> Tensor:
@@ -172,10 +170,10 @@ def _profiled(profile: Profile, n: Tensor, root: Tensor, end: Tensor) -> tuple[T
     ratio = profile.ratio(m)
     held = ratio * torch.minimum(n, end) >= end
     ratio = torch.where(held, end / torch.where(held, n, 1.0), ratio)
-    m = torch.where(held, 0.0, m)
-    slope = torch.where(held, 0.0, profile.slope(m))
+    excess = profile.excess(torch.where(held, 0.0, m))
+    turn = excess / torch.where(m > 0, m, 1.0)
     # The powers of the root are taken one by one, for small curvatures.
-    return ratio, slope - ratio, torch.where(held, 0.0, profile.excess(m) / root / root)
+    return ratio, torch.where(held, -ratio, turn), torch.where(held, 0.0, excess / root / root)
 
 
 class _Corner(torch.autograd.Function):
@@ -286,12 +284,11 @@ def _corner(x: Tensor, y: Tensor, data: torch.dtype) -> tuple[Tensor, ...]:
     square = torch.where(zero, 1.0, square)
     s = dot(a, b) / square
     head = _leading(s)
-    across, rest = _across(data == a.dtype, a, b, head, square)
+    across, rest, low, noise = _across(data == a.dtype, a, b, head, square)
     size = torch.linalg.vector_norm(across, dim=-1)
-    # What is no more than rounding of the second step is nothing: points on one ray are found to be.
-    unit = torch.finfo(a.dtype).eps
     n1 = torch.where(zero, 0.0, torch.sqrt(square))
-    size = torch.where(size <= 8 * unit * (rest.abs() * n1), 0.0, size)
+    # What is no more than rounding is nothing: points on one ray are found to be.
+    size = torch.where(size <= 8 * noise * n1, 0.0, size)
     along = (head + rest) * n1
     n2 = torch.hypot(along, size)
     defined = ~zero & (n2 > 0)
@@ -307,21 +304,37 @@ def _corner(x: Tensor, y: Tensor, data: torch.dtype) -> tuple[Tensor, ...]:
     like = defined & (n2 * ratio < 2 * n1) & (n1 < 2 * n2 * ratio)
     most = torch.finfo(a.dtype).max
     t1, t2 = (scale1 * n1).clamp(max=most), (scale2 * n2).clamp(max=most)
-    # (s-1)(s+1)|x|² + |ρ|², over |x|+|y|; with the scales, which are equal or a factor 2 or 4 apart.
-    over = ((head * ratio - 1) + rest * ratio) * ((head + rest) * ratio + 1) * n1
+    # (s-1)(s+1)|x|² + |ρ|², over |x|+|y|; with the scales, which are equal or a factor 2 or 4 apart. For near
+    # points the first two differences are exact, so s - 1 has all the digits that s has in three parts.
+    over = ((head * ratio - 1) + rest * ratio + low * ratio) * ((head + rest) * ratio + 1) * n1
     over = (over + size * ratio * (size * ratio / torch.where(zero, 1.0, n1))) / (1 + n2 * ratio / n1)
     gap = torch.where(like, -scale1 * over, t1 - t2)
     sine, half = (torch.where(defined, value, 0.0) for value in (sine, half))
     return t1, t2, gap, sine, half, head, size
 
 
-def _across(wide: bool, a: Tensor, b: Tensor, head: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of b across a, and the rest of b·a/|a|² after ``head``; wide data has rounded products."""
+class _Across(NamedTuple):
+    """The part ρ of b across a, and s = b·a/|a|² beyond its leading bits."""
+
+    vector: Tensor
+    rest: Tensor
+    """s less its leading bits."""
+    low: Tensor
+    """What s has beyond both, for a sum in which the leading bits cancel."""
+    noise: Tensor
+    """The rounding of ρ, over |a|."""
+
+
+def _across(wide: bool, a: Tensor, b: Tensor, head: Tensor, square: Tensor) -> _Across:
+    """The part of b across a, with ``head`` the leading bits of b·a/|a|²; wide data has rounded products."""
     if wide:
         return _across_exactly(a, b, square, head)
     across = torch.addcmul(b, a, -head[..., None])
     rest = dot(across, a) / square
-    return torch.addcmul(across, a, -rest[..., None]), rest
+    unit = torch.finfo(a.dtype).eps
+    return _Across(
+        torch.addcmul(across, a, -rest[..., None]), rest, torch.zeros_like(rest), unit * rest.abs()
+    )
 
 
 def _wide_and_across(
@@ -330,8 +343,7 @@ def _wide_and_across(
     """``x``, and the part of ``y`` across it as :func:`_corner` had it: divided by the scale of ``y``."""
     (a, scale1), (b, _) = in_range(x, data), in_range(y, data)
     square = torch.where(n1 == 0, 1.0, (n1 / scale1).square())
-    across, _ = _across(data == a.dtype, a, b, head, square)
-    return x.to(a.dtype), across
+    return x.to(a.dtype), _across(data == a.dtype, a, b, head, square).vector
 
 
 def _normal(x: Tensor, y: Tensor, n1: Tensor, head: Tensor, size: Tensor, data: torch.dtype) -> Tensor:
@@ -353,11 +365,16 @@ def _differentiable_normal(
     return torch.where(some[..., None], across / size, 0.0)
 
 
-def _across_exactly(a: Tensor, b: Tensor, square: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of b across a, and the rest of b·a/|a|² after ``head``, with error-free transformations.
+def _across_exactly(a: Tensor, b: Tensor, square: Tensor, head: Tensor) -> _Across:
+    """:func:`_across` with error-free transformations, so that ρ is right to rounding however small it is.
 
-    Dekker's splitting makes the products exact and Knuth's sum keeps what the difference rounds off.
+    Dekker's splitting makes the products exact and Knuth's sum keeps what the difference rounds off: with u
+    the unit roundoff, ``across + lost`` is b - head·a without error, of size √u·|b| where b is nearly
+    parallel to a. Its part along a is known to a relative u, so that what the second step leaves along a is
+    u√u·|b|. Two float64 vectors that are parallel but for the rounding of their coordinates have |ρ| of
+    u·|b|: the third step takes away what is left, without which ρ would keep only half of its digits.
     """
+    unit = torch.finfo(a.dtype).eps
     a1 = _leading(a)
     a2 = a - a1
     near = b - a1 * head[..., None]
@@ -371,7 +388,10 @@ def _across_exactly(a: Tensor, b: Tensor, square: Tensor, head: Tensor) -> tuple
     t2 = t - t1
     product = a * t
     rounded = ((a1 * t1 - product) + a1 * t2 + a2 * t1) + a2 * t2
-    return (across - product) + (lost - rounded), rest
+    across = (across - product) + (lost - rounded)
+    low = dot(across, a) / square
+    noise = unit * (low.abs() + unit * rest.abs())
+    return _Across(torch.addcmul(across, a, -low[..., None]), rest, low, noise)
 
 
 def _leading(s: Tensor) -> Tensor:

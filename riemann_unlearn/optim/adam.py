@@ -26,9 +26,8 @@ from torch.optim.adamw import adamw
 
 from riemann_unlearn.optim import curvature, generic, lorentz
 from riemann_unlearn.optim.base import RiemannianOptimizer, sparse_id
-from riemann_unlearn.optim.batching import batches, manifold_of
-
-Scalar = float | Tensor
+from riemann_unlearn.optim.batching import batches, manifold_of, manifold_of_point
+from riemann_unlearn.optim.lorentz import Scalar
 
 
 class RiemannianAdam(RiemannianOptimizer):
@@ -218,13 +217,14 @@ class RiemannianAdam(RiemannianOptimizer):
             count = counts.get(batch[0])
             self._step_batch(group, batch, names, self._per_point(batch) if count is None else count)
         every = group["stabilize"]
-        if every is not None and any(step % every == 0 for step in steps):
+        # What did not move needs no projection, which might round it: torch.distributed.checkpoint makes an
+        # optimizer's state by a step at lr 0, of parameters that it has already loaded.
+        if every is not None and group["lr"] != 0 and any(step % every == 0 for step in steps):
             self.stabilize_group(group)
 
     def _per_point(self, params: list[Tensor]) -> Tensor:
         """Each point's step count, on the device."""
-        manifold = manifold_of(params[0])
-        assert manifold is not None
+        manifold = manifold_of_point(params[0])
         steps = torch.stack([self.state[p]["step"] for p in params])
         if len(params) == 1:
             return steps[0]

@@ -16,9 +16,16 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.optim import curvature, generic, lorentz
-from riemann_unlearn.optim.batching import is_lorentz, is_uniform, manifold_of, scatter, stacked, views
-
-Scalar = float | Tensor
+from riemann_unlearn.optim.batching import (
+    is_lorentz,
+    is_uniform,
+    manifold_of,
+    manifold_of_point,
+    scatter,
+    stacked,
+    views,
+)
+from riemann_unlearn.optim.lorentz import Scalar
 
 
 class RiemannianOptimizer(torch.optim.Optimizer):
@@ -127,9 +134,11 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             if moving:
                 self._step_manifolds(group, moving)
             flat.append((group, euclidean))
+        free = self._free_curvatures(flat)
         for group, euclidean in flat:
             if euclidean:
                 self._step_euclidean(group, euclidean)
+        _refuse_negative(free)
         self._follow_curvature(flat)
         return loss
 
@@ -178,8 +187,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         self, group: dict[str, Any], params: list[Tensor], names: list[str], count: Scalar
     ) -> None:
         """Stack parameters, gradients and state, step them, and write them back."""
-        manifold = manifold_of(params[0])
-        assert manifold is not None
+        manifold = manifold_of_point(params[0])
         closed_form = is_lorentz(params[0])
         stack = is_uniform(manifold)
         points = params if len(params) > 1 else [params[0].detach()]
@@ -198,6 +206,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         if group["lazy"] and rows is None:
             rows = (gradient.flatten(1) != 0).any(-1).nonzero()[:, 0]
             gradient = gradient[rows]
+        if rows is not None and len(rows) == 0:
+            return  # not every manifold's maps take no points at all
         selected = stacks if rows is None else [each[rows] for each in stacks]
         if group["weight_decay"] != 0 and not self._decays(group):
             gradient = gradient.add(selected[0], alpha=group["weight_decay"])
@@ -230,6 +240,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     ) -> None:
         """Shorten the points' distance from the origin by the factor 1 - lr·weight_decay."""
         keep = 1 - group["lr"] * group["weight_decay"]
+        if isinstance(keep, Tensor) and keep.device.type == "cpu":
+            keep = keep.item()
         vectors = stacks[1] if len(stacks) > 1 else None
         if closed_form:
             lorentz.decay_rows(stacks[0], vectors, curvature.scalar_k(manifold, stacks[0]), keep)
@@ -238,6 +250,23 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         stacks[0].copy_(points)
         if vectors is not None and moved is not None:
             vectors.copy_(moved)
+
+    def _free_curvatures(
+        self, stepped: list[tuple[dict[str, Any], list[Tensor]]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Curvatures of Lorentz points that nothing keeps positive, and their values before the step."""
+        scalars = {
+            id(p): p
+            for group, params in stepped
+            if "curvature_clamp" not in group
+            for p in params
+            if p.numel() == 1
+        }
+        if not scalars:
+            return []
+        manifolds = (manifold_of(p) for group in self.param_groups for p in group["params"])
+        curvatures = {id(m.k) for m in manifolds if isinstance(m, geoopt.Lorentz)}
+        return [(p, p.detach().clone()) for key, p in scalars.items() if key in curvatures]
 
     def _follow_curvature(self, stepped: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
         """Clamp curvatures that were stepped, and let points and momenta follow them."""
@@ -254,6 +283,19 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             if isinstance(manifold, geoopt.Lorentz) and id(manifold.k) in moved:
                 state = self.state.get(p) or {}
                 curvature.follow_(p.detach(), state.get(self._momentum_name), manifold.k)
+
+
+def _refuse_negative(curvatures: list[tuple[Tensor, Tensor]]) -> None:
+    """Take back a step of k that leaves no hyperboloid for the points to lie on, and say so."""
+    for k, before in curvatures:
+        if not bool((k > 0).all()):
+            led_to = k.item()
+            k.copy_(before)
+            raise ValueError(
+                f"the step led a manifold's k from {before.item():.4g} to {led_to:.4g}, and k must be "
+                "positive (the curvature is -1/k); k was put back. Give k a smaller learning rate, or bounds "
+                "by riemann_unlearn.optim.curvature_group(manifold, lr=...)"
+            )
 
 
 def sparse_id(p: Tensor) -> int:

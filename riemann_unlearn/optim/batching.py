@@ -25,6 +25,11 @@ def manifold_of(parameter: Tensor) -> geoopt.Manifold | None:
     return manifold
 
 
+def manifold_of_point(parameter: Tensor) -> geoopt.Manifold:
+    """The manifold of a parameter that :func:`manifold_of` has found to be on one."""
+    return parameter.manifold  # type: ignore[attr-defined]
+
+
 def is_lorentz(parameter: Tensor) -> bool:
     """Whether the closed-form step takes the parameter."""
     manifold = manifold_of(parameter)
@@ -51,7 +56,7 @@ def batches(
     found: dict[Hashable, list[Tensor]] = {}
     spaces: dict[int, tuple[Hashable, int]] = {}
     for parameter in parameters:
-        manifold: geoopt.Manifold = manifold_of(parameter)
+        manifold = manifold_of_point(parameter)
         if id(manifold) not in spaces:
             spaces[id(manifold)] = _space_key(manifold), manifold.ndim
         space, ndim = spaces[id(manifold)]
@@ -99,6 +104,31 @@ def _space_key(manifold: geoopt.Manifold) -> Hashable | None:
     return id(manifold)
 
 
+_ROWWISE = (
+    geoopt.Lorentz,
+    geoopt.Stereographic,
+    geoopt.Sphere,
+    geoopt.Stiefel,
+    geoopt.Euclidean,
+    geoopt.SymmetricPositiveDefinite,
+)
+"""Manifolds whose methods take the points of a stack one by one, and whose inner product has an axis of one
+for each axis of a point. geoopt has others: the inner product of Siegel's domains has one axis too few, and
+broadcasts against the wrong one; the projection on Birkhoff's polytope goes on until the last point is there.
+"""
+
+
 def is_uniform(manifold: geoopt.Manifold) -> bool:
-    """Whether the manifold treats all points of a batch alike: it has no tensor with an axis for them."""
-    return all(tensor.numel() == 1 for tensor in chain(manifold.parameters(), manifold.buffers()))
+    """Whether points can be stacked: the manifold treats each of them as it would alone, and all alike.
+
+    What is not known to do so is stepped parameter by parameter, as geoopt does.
+    """
+    if isinstance(manifold, geoopt.ProductManifold):
+        return all(is_uniform(part) for part in manifold.manifolds)
+    base = manifold
+    while isinstance(base, geoopt.Scaled):
+        base = base.base
+    if base is not manifold and isinstance(base, geoopt.ProductManifold):
+        return False
+    tensors = chain(manifold.parameters(), manifold.buffers())
+    return isinstance(base, _ROWWISE) and all(tensor.numel() == 1 for tensor in tensors)

@@ -35,6 +35,8 @@ def adam_points(
     denominator = moment.average
     if moment.largest is not None:
         denominator = torch.maximum(moment.largest, moment.average, out=moment.largest)
+    if not isinstance(lr, Tensor) and lr == 0:
+        return points, momenta  # a manifold's own map of the zero vector may round the point
     direction = (momenta / correction) / ((denominator / moment.correction).sqrt_() + moment.eps)
     return follow(manifold, points, direction * -lr, momenta, retraction=retraction, longest=longest)
 
@@ -61,6 +63,8 @@ def decay_toward_origin(
     manifold: geoopt.Manifold, points: Tensor, vectors: Tensor | None, keep: float | Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Points at ``keep`` times their distance from the origin, and vectors carried along."""
+    if not isinstance(keep, Tensor) and keep == 1:
+        return points, vectors
     if isinstance(manifold, geoopt.Euclidean):
         return points * keep, vectors
     new_points = manifold.expmap0(manifold.logmap0(points) * keep)

@@ -138,7 +138,9 @@ def adam_rows(
         if top is not None:
             v = torch.maximum(top, v, out=top)
         denominator = v / (moment.correction if correction is None else block_correction)
-        speed = (step_size if scale is None else block_scale) / denominator.sqrt_().add_(moment.eps)
+        scaled = step_size if scale is None else block_scale
+        still = not isinstance(scaled, Tensor) and scaled == 0
+        speed = 0.0 if still else scaled / denominator.sqrt_().add_(moment.eps)
         move(p, m, time, delta, length, speed, k, longest, signs, dot)
 
 
@@ -155,11 +157,17 @@ def move(
     dot: Dot,
 ) -> None:
     """Move points p by -speed·(m = q + δp), where ``m`` holds q, and carry m along, in place."""
+    if not isinstance(speed, Tensor) and speed == 0:  # not a bit of p is to change
+        m.addcmul_(p, delta.unsqueeze(1))
+        return
     w, b = step_coefficients(time, delta, length, speed, k, longest)
     m.addcmul_(p, (delta + w).unsqueeze(1))
     p.addcmul_(m, b.unsqueeze(1))
     m.addcmul_(p, w.unsqueeze(1))
-    p[:, 0] = dot(p, p, signs.space).add_(k).sqrt_()
+    moved = dot(p, p, signs.space).add_(k).sqrt_()
+    p[:, 0] = torch.where(
+        b == 0, p[:, 0], moved
+    )  # the stored time of a point that stays may be rounded otherwise
 
 
 def accumulate(
@@ -208,7 +216,7 @@ def sgd_rows(
         u[:, 0] = 0
         square = dot(u, u, signs.space).add_(delta * delta * k)
         move(p, u, time, delta, square.sqrt(), lr, k, longest, signs, dot)
-        if nesterov:
+        if nesterov and (isinstance(lr, Tensor) or lr != 0):
             # Only the part of the momentum along the step turns with it.
             inner = dot(old, m, signs.lorentz)
             share = inner.div_(square.clamp_min_(torch.finfo(p.dtype).tiny)).unsqueeze(1)
@@ -224,22 +232,28 @@ def gradient_rows(p: Tensor, g: Tensor, k: Scalar) -> Tensor:
 
 
 def decay_rows(points: Tensor, momenta: Tensor | None, k: Scalar, keep: Scalar) -> None:
-    """Move points to ``keep`` times their distance from the origin, and momenta along, in place."""
+    """Move points to ``keep`` times their distance from the origin, and momenta along, in place.
+
+    Lengths change by sinh(keep·r)/sinh r, taken as 1 plus a difference without cancellation: a decay of a
+    millionth moves a point by a millionth, where the quotient is rounded by r units, and none not by a bit.
+    """
     root = k**0.5
     space = points[:, 1:]
     size = torch.linalg.vector_norm(space, dim=-1)
     away = size > 0
     size = torch.where(away, size, 1)
     radius = torch.asinh(size / root)
-    ratio = torch.where(away, torch.sinh(radius * keep) * root / size, keep)
+    half = torch.sinh(radius * ((keep - 1) / 2))
+    longer = 2 * torch.cosh(radius * ((keep + 1) / 2)) * half * (root / size)  # (sinh keep·r - sinh r)/sinh r
+    ratio = torch.where(away, 1 + longer, keep)
     if momenta is not None:
         # Transport keeps the part across the ray; the part along it is ρ(sinh r, cosh r x/|x|).
         along = torch.where(away, momenta[:, 0] * root / size, 0)
-        change = 2 * torch.sinh(radius * (keep + 1) / 2) * torch.sinh(radius * (keep - 1) / 2)
+        change = 2 * torch.sinh(radius * ((keep + 1) / 2)) * half
         momenta[:, 1:].addcmul_(space, (along * change / size).unsqueeze(1))
         momenta[:, 0] *= ratio
     space.mul_(ratio.unsqueeze(1))
-    points[:, 0] = (space.square().sum(-1) + k).sqrt_()
+    points[:, 0] = torch.where(ratio == 1, points[:, 0], (space.square().sum(-1) + k).sqrt_())
 
 
 def step_coefficients(

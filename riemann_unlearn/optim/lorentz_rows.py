@@ -76,6 +76,11 @@ def adam(  # pragma: no cover  (compiled)
         size = min(max(math.sqrt(qq + k * delta * delta), SHORTEST), LONGEST)
         speed = step_size / (math.sqrt(second / correction) + eps)
         n = min(size * speed, longest) / root
+        if n == 0:  # the point stays as it is, to the bit; its momentum was accumulated all the same
+            for j in range(1, width):
+                momenta[i, j] += real(delta) * points[i, j]
+            momenta[i, 0] = delta * time
+            continue
         grown = math.expm1(n)
         if (grown + 1) * time > furthest * root:
             # See lorentz.step_coefficients; by no direction does p_t grow by more than exp n.

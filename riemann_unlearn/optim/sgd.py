@@ -14,8 +14,7 @@ from torch.optim.sgd import sgd
 from riemann_unlearn.optim import curvature, generic, lorentz
 from riemann_unlearn.optim.base import RiemannianOptimizer, sparse_id
 from riemann_unlearn.optim.batching import batches
-
-Scalar = float | Tensor
+from riemann_unlearn.optim.lorentz import Scalar
 
 
 class RiemannianSGD(RiemannianOptimizer):
@@ -139,7 +138,8 @@ class RiemannianSGD(RiemannianOptimizer):
         together = group["foreach"] is not False
         for batch in batches(params, lambda p: (started[p], sparse_id(p)), together):
             self._step_batch(group, batch, names, 1.0 if started[batch[0]] else 0.0)
-        if group["stabilize"] is not None and group["step"] % group["stabilize"] == 0:
+        every = group["stabilize"]
+        if every is not None and group["step"] % every == 0 and group["lr"] != 0:
             self.stabilize_group(group)
 
     def _advance(
@@ -174,6 +174,8 @@ class RiemannianSGD(RiemannianOptimizer):
         if momenta is not None:
             momenta.mul_(group["momentum"]).add_(direction, alpha=1 - dampening)
             direction = direction.add(momenta, alpha=group["momentum"]) if group["nesterov"] else momenta
+        if lr == 0:
+            return  # a manifold's own map of the zero vector may round the point
         new_points, new_momenta = generic.follow(
             manifold,
             points,

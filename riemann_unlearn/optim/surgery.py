@@ -171,11 +171,10 @@ def clip_grad_norm_(params: Sequence[Tensor], max_norm: float) -> Tensor:
     (5.0, tensor([0.6000, 0.8000]))
     """
     params = [p for p in params if p.grad is not None]
-    gradients = [p.grad for p in params]
+    gradients = [cast(Tensor, p.grad) for p in params]
     size = riemannian_inner(params, gradients, gradients).clamp_min(0).sqrt()
     scale = torch.where(size > max_norm, max_norm / size, 1.0)
     for gradient in gradients:
-        assert gradient is not None
         gradient.mul_(scale.to(gradient))
     return size
 

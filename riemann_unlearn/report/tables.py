@@ -31,6 +31,8 @@ class Measured:
     """Before and after, by group, each in [0, 1]; None for a group without images."""
     chance: float | None
     """What a guess scores, where that is known."""
+    on: str = ""
+    """The images it was measured on, where the table's title does not say it."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
         f"(seed {metrics['seed']}, {steps}{metrics['seconds']:.0f} s)"
     )
     tables = [run_table(title, rows) for title, rows in measured(metrics).items()]
-    return _text(head, tables, not_measured(metrics["after"]["unmet"]))
+    return _text(head, tables, not_measured(metrics["unmet"]))
 
 
 def evaluation_table(report: Mapping[str, Any]) -> str:
@@ -124,6 +126,7 @@ def measured(metrics: Mapping[str, Any]) -> dict[str, list[Measured]]:
             (known[name].label or known[name].title) if name in known else name,
             {group: (first[name][group], last[name][group]) for group in GROUPS},
             chance.get(name),
+            metrics.get("on", {}).get(name, ""),
         )
         for name in first
         if name in last

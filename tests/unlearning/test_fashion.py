@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from benchmarks import fashion
-from riemann_unlearn.data.fashion_mnist import FOLDER_VARIABLE
-from riemann_unlearn.evaluation import membership, relearning
+from riemann_unlearn.data.sources.fashion_mnist import FOLDER_VARIABLE
+from riemann_unlearn.evaluation.measures.membership import Membership
+from riemann_unlearn.evaluation.measures.recovery import Recovery
+from riemann_unlearn.evaluation.measures.relearning import Relearning
 from riemann_unlearn.models import DualEncoder, create_model
-from tests.data.test_fashion_mnist import write_files
+from tests.data.sources.test_fashion_mnist import write_files
 
 
 def row(
@@ -102,8 +104,8 @@ def test_it_trains_forgets_measures_and_goes_on(
     monkeypatch.setenv(FOLDER_VARIABLE, str(write_files(tmp_path, seen=180, heldout=20)))
     monkeypatch.setattr(fashion, "PER_CLASS", 16)
     monkeypatch.setattr(fashion, "RECIPE", replace(fashion.RECIPE, epochs=1))
-    monkeypatch.setattr(relearning, "STEPS", (1,))
-    monkeypatch.setattr(membership, "RESAMPLES", 10)
+    measures = Recovery(), Relearning(steps=(1,)), Membership(resamples=10)
+    monkeypatch.setattr(fashion, "MEASURES", measures)
     train, trained_on = fashion.train, []
 
     def remember(*arguments: Any, data: Any, **options: Any) -> DualEncoder:

@@ -10,8 +10,8 @@ Of the gap's entries over all forgotten pairs,
 and likewise ``negative_gap``, of forgotten images and the captions of other forgotten concepts, and
 ``retain_gap``, of matched retained pairs. A good unlearner has a large forgetting score and a retain gap
 near 0; an oracle's is smaller than a calibrated model's, which was trained to show it. Similarity is the
-space's own: the cosine, or the negative geodesic distance, in units of the curvature radius 1/√c where there is
-one.
+space's own: the cosine, or the negative geodesic distance, in units of the curvature radius 1/√c where
+there is one.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ A third party's is filed by :func:`riemann_unlearn.register`, or given as an ins
 from __future__ import annotations
 
 import importlib.util
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -49,8 +50,8 @@ MEASURES: Registry[Measure | type[Measure]] = Registry("measure", home="riemann_
 class Measure(ABC):
     """Something asked about a model that has, or should have, forgotten.
 
-    A subclass sets the words, and implements :meth:`compute` and :meth:`rows`; the rest has defaults. What can
-    be chosen about it are fields of a (frozen) dataclass, all with defaults.
+    A subclass sets the words, and implements :meth:`compute` and :meth:`rows`; the rest has defaults. What
+    can be chosen about it are fields of a (frozen) dataclass, all with defaults.
 
     Attributes
     ----------
@@ -71,8 +72,8 @@ class Measure(ABC):
     quick : bool
         Whether it belongs to the quick audit too; then its value is ``{"forget": share, "retain": share}``.
     label : str
-        Of a quick measure: its row beside those of zero-shot accuracy, where there is no room for a title. Then
-        ``chance`` is one figure.
+        Of a quick measure: its row beside those of zero-shot accuracy, where there is no room for a title.
+        Then ``chance`` is one figure.
     packages : tuple of str
         Modules that must be installed for it beside what the library itself needs.
     """
@@ -97,8 +98,8 @@ class Measure(ABC):
         """Why it cannot be measured, in words that follow "not measured:"; None where it can be."""
         return None
 
-    def chance(self, taxonomy: Taxonomy, selection: Selection) -> float | None:
-        """What a guess scores, where that is one figure that needs no model."""
+    def chance(self, taxonomy: Taxonomy, selection: Selection) -> Any:
+        """What a guess scores, where that can be said without a model: a figure, or several by name."""
         return None
 
     @abstractmethod
@@ -222,9 +223,8 @@ def measures_table() -> str:
         "| measure | asks | range | a guess scores | how to read it | after |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    lines += [
-        f"| `{measure.name}` | {measure.title} | {measure.range} | {measure.guess or '–'} | {measure.reading} "
-        f"| {measure.paper or '–'} |"
-        for measure in chosen_measures().values()
-    ]
+    for measure in chosen_measures().values():
+        paper = re.sub(r"arXiv (\d+\.\d+)", r"[\1](https://arxiv.org/abs/\1)", measure.paper)
+        cells = (measure.title, measure.range, measure.guess or "–", measure.reading, paper or "–")
+        lines.append(f"| `{measure.name}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -2,11 +2,11 @@
 
 Near the origin is what is general, far out what is specific (Desai et al. 2023, arXiv 2304.09172).
 
-- *radii*: quantiles of r = √c·|v| of images and of the captions of every level, of the forgotten
-  and of the retained. Unlearning by generalizing moves the forgotten inwards; by repulsion, outwards.
+- *radii*: quantiles of r = √c·|v| of images and of the captions of every level, of the forgotten and of the
+  retained. Unlearning by generalizing moves the forgotten inwards; by repulsion, outwards.
 - *cone violations*: the share of pairs whose narrower member lies outside the broader one's entailment
-  cone (whose width the model says, by its K), ext > aper, and the mean excess max(0, ext - aper) in radians: of each image under its captions at
-  every level, and of each caption under that of the level above.
+  cone (as wide as the model's own K makes it), ext > aper, and the mean excess max(0, ext - aper) in
+  radians: of each image under its captions at every level, of each caption under that of the level above.
 - *traversal*: points at even steps from an image to the origin, and at each the caption met there, twice:
   the most similar of those whose cone holds the point (Desai et al., section 4.3), or none; and, for a
   model whose cones hold little, the most similar of all captions, unless the origin is nearer than any. A
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -53,8 +54,8 @@ class Hierarchy(Measure):
     name: ClassVar[str] = "hierarchy"
     title: ClassVar[str] = "Hierarchy"
     reading: ClassVar[str] = (
-        "Median radii in units of 1/√c, and the share of pairs outside their entailment cone. Forgotten images "
-        "that move outwards were pushed away; inwards, generalized."
+        "Median radii in units of 1/√c, and the share of pairs outside their entailment cone. Forgotten "
+        "images that move outwards were pushed away; inwards, generalized."
     )
     range: ClassVar[str] = "radii: ≥ 0; shares: 0 to 1"
     paper: ClassVar[str] = "Desai et al. 2023, arXiv 2304.09172"
@@ -76,8 +77,8 @@ class Hierarchy(Measure):
 
         ``radii[kind][group]``: five quantiles (5, 25, 50, 75, 95 %), the kinds being "image" and the levels;
         ``violations[pair][group]``: ``{"share", "excess"}``; ``traversals``: a list of ``{"name", "group",
-        "image", "by_cone", "by_distance"}``, the image a data URI, the paths lists of ``[caption, share of the
-        way it is met on]`` from the image on, the caption None where nothing is met.
+        "image", "by_cone", "by_distance"}``, the image a data URI, the paths lists of ``[caption, share of
+        the way it is met on]`` from the image on, the caption None where nothing is met.
         """
         return {
             "radii": _radii(subject),
@@ -111,10 +112,12 @@ class Hierarchy(Measure):
         kinds = sum(map(len, next(iter(values.values()))["radii"].values()))
         heights = [0.6 + 0.12 * kinds * (1 + len(values)), 0.5 + len(ways) * (0.25 + 0.22 * len(values))]
         figure = Figure(figsize=(7, sum(heights)), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=heights)
+        halves: Any = figure.subfigures(2, 1, height_ratios=heights)
+        above, below = halves
         _draw_radii(above.subplots(), {role: value["radii"] for role, value in values.items()})
-        what = "the nearest caption" + (" whose cone holds the point" if kind == "by_cone" else "")
-        below.suptitle(f"From the image (left) to the origin (right): {what}", fontsize=9)
+        none = " whose cone holds the point" if kind == "by_cone" else " nearer than the origin"
+        what = f"From the image (left) to the origin (right): the nearest caption{none}, if any"
+        below.suptitle(what, fontsize=9)
         if ways:
             panels = below.subplots(len(ways), 2, squeeze=False, width_ratios=[1, 9])
             for (picture, strips), same in zip(panels, ways, strict=True):
@@ -192,7 +195,7 @@ def _violations(subject: Subject) -> dict[str, dict[str, dict[str, float | None]
         )
         for depth, level in enumerate(levels)
     }
-    for depth, (level, above) in enumerate(zip(levels, levels[1:], strict=False)):
+    for depth, (level, above) in enumerate(itertools.pairwise(levels)):
         narrow = captions[depth].features
         parent = torch.as_tensor(level.parent, device=narrow.device)
         broad = captions[depth + 1].features[parent]
@@ -243,13 +246,16 @@ def _draw_radii(axes: Any, radii: Mapping[str, Any]) -> None:
                 name = ROLE_NAMES[role] if len(labels) == 1 else None
                 axes.hlines(height, quantiles[0], quantiles[4], color=colour, linewidth=1)
                 axes.hlines(height, quantiles[1], quantiles[3], color=colour, linewidth=5, label=name)
+                # A dot as well, for a level with one label has no spread to be seen.
+                axes.plot(quantiles[2], height, "o", color=colour, markersize=5)
                 axes.plot(quantiles[2], height, "|", color="white", markersize=5)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_title("Radii r = √c·|v|: 5, 25, 50, 75 and 95 %", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    # Where radii are near 0 nothing is drawn but the forgotten that was pulled inwards.
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
 
 
 def _draw_way(picture: Any, strips: Any, ways: Mapping[str, Any], kind: str) -> None:

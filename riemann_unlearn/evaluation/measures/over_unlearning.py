@@ -31,8 +31,8 @@ class OverUnlearning(Measure):
     name: ClassVar[str] = "over_unlearning"
     title: ClassVar[str] = "Around the forgotten"
     reading: ClassVar[str] = (
-        "OU@ε: how far the retained classes moved for forgotten images under invisible noise; 0 is not at all. "
-        "An oracle's is not 0 either."
+        "OU@ε: how far the retained classes moved for forgotten images under invisible noise; 0 is not at "
+        "all. An oracle's is not 0 either."
     )
     range: ClassVar[str] = "≥ 0, nats"
     paper: ClassVar[str] = "Ha et al. 2025, arXiv 2506.01318"

@@ -27,10 +27,11 @@ class Paraphrase(Measure):
     name: ClassVar[str] = "paraphrase"
     title: ClassVar[str] = "Asked by keywords, %"
     reading: ClassVar[str] = (
-        "Recall@1 by descriptions that no unlearning used, the whole list of a concept's keywords. High after: "
-        "only the name was unlearned. Where a description is another concept's too, or reads the same to the "
-        "model, the answer counts as wrong; how often that is so stands beside."
+        "Recall@1 by descriptions that no unlearning used, the whole list of a concept's keywords. High "
+        "after: only the name was unlearned. Where a description is another concept's too, or reads the same "
+        "to the model, the answer counts as wrong; how often that is so stands beside."
     )
+    label: ClassVar[str] = "by keywords (recall@1)"
     guess: ClassVar[str] = "1/concepts"
     order: ClassVar[int] = 40
     quick: ClassVar[bool] = True
@@ -53,7 +54,10 @@ class Paraphrase(Measure):
         return 1 / len(taxonomy.concepts)
 
     def compute(self, subject: Subject, references: Mapping[str, Subject], seed: int = 0) -> dict[str, Any]:
-        """``forget`` and ``retain``: recall@1; ``ties``: for each the share of images whose description ties."""
+        """``forget`` and ``retain``: recall@1; ``ties``: for each the share of images whose description ties.
+
+        It ties when its tokens, or its features, are those of another concept's.
+        """
         part = subject.seen
         texts = [keyword_caption(concept, concept.keywords) for concept in subject.taxonomy.concepts]
         captions = encode_captions(subject.model, texts)

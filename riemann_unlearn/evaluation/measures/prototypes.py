@@ -27,9 +27,10 @@ class Prototypes(Measure):
     name: ClassVar[str] = "prototype"
     title: ClassVar[str] = "Asked by image prototypes, %"
     reading: ClassVar[str] = (
-        "Share of images nearest to the mean of the seen images of their own label, among all labels of a level; "
-        "no text is asked. What the caption no longer finds but this does is hidden, not gone."
+        "Share of images nearest to the mean of the seen images of their own label, among all labels of a "
+        "level; no text is asked. What the caption no longer finds but this does is hidden, not gone."
     )
+    label: ClassVar[str] = "by image prototypes (accuracy)"
     guess: ClassVar[str] = "1/labels"
     paper: ClassVar[str] = "Snell et al. 2017, arXiv 1703.05175"
     order: ClassVar[int] = 45

@@ -51,8 +51,8 @@ class Recovery(Measure):
     name: ClassVar[str] = "recovery"
     title: ClassVar[str] = "In the features still"
     reading: ClassVar[str] = (
-        "What is found in frozen image features without any text. Above the retrained model's: hidden, not gone. "
-        "Below it: scattered, which an observer can see."
+        "What is found in frozen image features without any text. Above the retrained model's: hidden, not "
+        "gone. Below it: scattered, which an observer can see."
     )
     guess: ClassVar[str] = "1/classes; ROC-AUC, balanced accuracy: 0.5"
     paper: ClassVar[str] = (
@@ -87,8 +87,8 @@ class Recovery(Measure):
 
         ``linear_probe`` (``recall``, ``retain_accuracy``, ``roc_auc``, ``balanced_accuracy``), ``knn`` and
         ``prototype`` (``recall``, ``retain_accuracy``), ``few_shot_prototype`` (``shots``, ``recall``),
-        ``chance``: of the recalls, one over the number of classes; and how many forgotten ``images`` were asked
-        about.
+        ``chance``: of the recalls, one over the number of classes; and how many forgotten ``images`` were
+        asked about.
         """
         seen, test, space = subject.seen, subject.test, subject.space
         present, own = torch.unique(subject.classes[seen.concept], return_inverse=True)

@@ -40,8 +40,8 @@ class Relearning(Measure):
     name: ClassVar[str] = "relearning"
     title: ClassVar[str] = "Does it come back, %"
     reading: ClassVar[str] = (
-        "Accuracy on the forgotten, by the caption of its class, after fine-tuning on a few other images of it. "
-        "Above the retrained model's: it remembered."
+        "Accuracy on the forgotten, by the caption of its class, after fine-tuning on a few other images of "
+        "it. Above the retrained model's: it remembered."
     )
     guess: ClassVar[str] = "1/labels"
     paper: ClassVar[str] = "Lynch et al. 2024, arXiv 2402.16835; Hu et al. 2024, arXiv 2406.13356"
@@ -54,8 +54,8 @@ class Relearning(Measure):
     """Forgotten pairs in a step at most; fewer shots than that are all in every step."""
     retain_batch: int = 16
     learning_rate: float = 2e-4
-    """Of Adam, on every weight of both towers. Half of it restores next to nothing in ten steps on the bundled
-    model, and half as much again costs the untouched model what it knew."""
+    """Of Adam, on every weight of both towers. Half of it restores next to nothing in ten steps on the
+    bundled model, and half as much again costs the untouched model what it knew."""
     most_tested: int = 200
     """Forgotten images that are asked about."""
 

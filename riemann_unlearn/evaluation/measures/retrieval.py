@@ -31,7 +31,8 @@ class Retrieval(Measure):
     title: ClassVar[str] = "Retrieval, %"
     reading: ClassVar[str] = (
         "Image to text: is an image's own name among the nearest of all names? Text to image: is one of a "
-        "concept's images among the nearest of all images? The forgotten should be found in neither direction."
+        "concept's images among the nearest of all images? The forgotten should be found in neither "
+        "direction."
     )
     guess: ClassVar[str] = "1/names"
     order: ClassVar[int] = 30
@@ -41,8 +42,9 @@ class Retrieval(Measure):
     ) -> dict[str, dict[str, float | None]]:
         """Recalls by group of concepts.
 
-        For each group ``image_to_text_at_1``, ``..._at_5``, ``text_to_image_at_1``, ``..._at_5``, or None for a
-        group without images. A tie counts against the model; a name that reads the same as another is not asked.
+        For each group ``image_to_text_at_1``, ``..._at_5``, ``text_to_image_at_1``, ``..._at_5``, or None
+        for a group without images. A tie counts against the model; a name that reads the same as another is
+        not asked.
         """
         part, names, space = subject.test, subject.captions[0], subject.space
         image_rank = ranks(space, part.features, names.features, part.concept)

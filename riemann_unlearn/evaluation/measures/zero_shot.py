@@ -35,8 +35,8 @@ class ZeroShot(Measure):
     title: ClassVar[str] = "What it knows, %"
     reading: ClassVar[str] = (
         "Is an image's own caption the most similar of all at its level? Forget should fall to chance; "
-        "neighbours and retain should stay, and so should the accuracy of the forgotten one level up: no longer "
-        "an apple, still food."
+        "neighbours and retain should stay, and so should the accuracy of the forgotten one level up: no "
+        "longer an apple, still food."
     )
     guess: ClassVar[str] = "1/labels"
     order: ClassVar[int] = 10

@@ -4,8 +4,8 @@ import torch
 from torch.nn.functional import normalize
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
-from riemann_unlearn.evaluation.retrieval import retrieval
-from tests.evaluation.worlds import TAXONOMY, subject, without_heldout
+from riemann_unlearn.evaluation.measures.retrieval import Retrieval
+from tests.evaluation.worlds import subject
 
 
 def test_both_directions_agree_with_torchmetrics() -> None:
@@ -14,9 +14,9 @@ def test_both_directions_agree_with_torchmetrics() -> None:
     features = normalize(torch.randn(7, 6, generator=generator), dim=-1)
     names = normalize(torch.randn(5, 6, generator=generator), dim=-1)
     captions = (names, names[:3], names[:2])
-    one = without_heldout(subject(["fruit"], (concept, features), None, captions=captions))
+    one = subject(["fruit"], (concept, features), None, features=captions)
     groups = {"forget": one.selection.concepts, "retain": ~one.selection.concepts}
-    found = retrieval(one, groups)
+    got = Retrieval().compute(one, {})
     similarity = features @ names.T
     for group, mask in groups.items():
         for k in (1, 5):
@@ -28,14 +28,13 @@ def test_both_directions_agree_with_torchmetrics() -> None:
             by_text = [
                 retrieval_hit_rate(similarity[:, j], concept == j, top_k=k) for j in range(4) if mask[j]
             ]
-            assert found[group][f"image_to_text_at_{k}"] == torch.stack(by_image).mean()
-            assert found[group][f"text_to_image_at_{k}"] == torch.stack(by_text).double().mean()
+            assert got[group][f"image_to_text_at_{k}"] == torch.stack(by_image).mean()
+            assert got[group][f"text_to_image_at_{k}"] == torch.stack(by_text).double().mean()
 
 
 def test_a_tie_counts_against_the_model_and_nothing_has_no_recall() -> None:
     concept = torch.tensor([0, 1])
-    one = subject(["owl"], (concept, torch.ones(2, 5)), None, captions=(torch.ones(5, 5),) * 3)
-    found = retrieval(one, {"all": torch.ones(5, dtype=torch.bool), "none": one.selection.concepts})
-    assert found["all"]["image_to_text_at_1"] == found["all"]["text_to_image_at_1"] == 0.0
-    assert set(found["none"].values()) == {None}
-    assert len(TAXONOMY.concepts) == 5
+    one = subject(["owl"], (concept, torch.ones(2, 5)), None, features=(torch.ones(5, 5),) * 3)
+    got = Retrieval().compute(one, {})
+    assert got["retain"]["image_to_text_at_1"] == got["retain"]["text_to_image_at_1"] == 0.0
+    assert set(got["forget"].values()) == {None}

@@ -12,10 +12,10 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.data.augment import random_view
-from riemann_unlearn.evaluation import membership as module
-from riemann_unlearn.evaluation.encoded import encode
-from riemann_unlearn.evaluation.encoding import encode_images
-from riemann_unlearn.evaluation.membership import membership, separation
+from riemann_unlearn.evaluation.features import encode_images
+from riemann_unlearn.evaluation.measures import membership as module
+from riemann_unlearn.evaluation.measures.membership import Membership, separation
+from riemann_unlearn.evaluation.subject import encode
 from riemann_unlearn.models import DualEncoder
 from tests.evaluation.worlds import subject, without_heldout
 
@@ -25,14 +25,12 @@ SCORES = st.lists(st.integers(-3, 3), min_size=1, max_size=30)
 @settings(max_examples=25, deadline=None)
 @given(SCORES, SCORES)
 def test_the_rates_are_scikit_learns(members: list[int], nonmembers: list[int]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "RESAMPLES", 2)
-        found = separation(torch.tensor(members), torch.tensor(nonmembers))
+    got = separation(torch.tensor(members), torch.tensor(nonmembers), resamples=2)
     truth = [1] * len(members) + [0] * len(nonmembers)
     scores = members + nonmembers
-    assert found["auc"][0] == pytest.approx(roc_auc_score(truth, scores))
+    assert got["auc"][0] == pytest.approx(roc_auc_score(truth, scores))
     false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
-    assert found["tpr"][0] == pytest.approx(true[false <= 0.01].max())
+    assert got["tpr"][0] == pytest.approx(true[false <= 0.01].max())
 
 
 def test_the_interval_is_as_wide_as_the_sample_is_small() -> None:
@@ -67,17 +65,18 @@ def test_the_attacks_are_what_they_are_called(world: Dataset, model: DualEncoder
         "kept_nonmember": 5,
     }
     image = int(rows["member"][0])
-    logits = model.logit_scale.exp() * model.similarity(one.seen_features[image][None], one.names)
+    logits = one.space.logits(one.seen.features[image][None], one.captions[0].features)
     p = logits.double().softmax(1)[0, world.seen.concept[image]]
     confidence = module._confidence(one, rows)["member"][0].item()
     # p is of float64, the logits of float32 with a scale of 14: 1e-5 of them is a rounding of a few units.
     assert confidence == pytest.approx((p / (1 - p)).log().item(), abs=1e-4)
 
-    steadiness = module._encoder(one, {"member": rows["member"]}, seed=5)["member"]
+    steadiness = Membership()._encoder(one, {"member": rows["member"]}, seed=5)["member"]
     generator = torch.Generator().manual_seed(5)
     images = world.seen.images[rows["member"]]
     views = [
-        encode_images(model, random_view(images, model.image_size, generator)) for _ in range(module.VIEWS)
+        encode_images(model, random_view(images, model.image_size, generator))
+        for _ in range(Membership().views)
     ]
     pairs = [cosine_similarity(a, b) for a, b in combinations(views, 2)]
     assert torch.allclose(steadiness, torch.stack(pairs).mean(0).double(), atol=1e-6)
@@ -93,14 +92,12 @@ def test_an_image_learned_by_heart_is_found_out() -> None:
     on, beside = torch.eye(5)[concept], normalize(torch.eye(5)[concept] + 1, dim=-1)
     one = subject(["fruit"], (concept, on), (concept, beside))
     oracle = subject(["fruit"], (concept, beside), (concept, beside))
-    found = membership(one, oracle)
-    assert found is not None
-    assert found["confidence"]["auc"] == found["likelihood_ratio"]["auc"] == [1.0, 1.0, 1.0]
-    assert found["confidence"]["tpr"] == [1.0, 1.0, 1.0]
-    assert found["confidence"]["nonmember_rate"] == 0.0
-    assert (found["members"], found["nonmembers"]) == (12, 12)
-    other = membership(oracle, oracle)
-    assert other is not None
+    got = Membership().compute(one, {"oracle": oracle})
+    assert got["confidence"]["auc"] == got["likelihood_ratio"]["auc"] == [1.0, 1.0, 1.0]
+    assert got["confidence"]["tpr"] == [1.0, 1.0, 1.0]
+    assert got["confidence"]["nonmember_rate"] == 0.0
+    assert (got["members"], got["nonmembers"]) == (12, 12)
+    other = Membership().compute(oracle, {"oracle": oracle})
     assert other["confidence"]["auc"][0] == 0.5
     assert "likelihood_ratio" not in other
 
@@ -108,7 +105,11 @@ def test_an_image_learned_by_heart_is_found_out() -> None:
 def test_without_either_kind_of_image_there_is_no_attack() -> None:
     concept = torch.arange(5)
     one = subject(["fruit"], (concept, torch.eye(5)), (concept, torch.eye(5)))
-    assert membership(without_heldout(one)) is None
+    assert "non-members" in (Membership().unmet(without_heldout(one), {}) or "")
     assert one.heldout is not None
-    kept = one.heldout.subset(~one.selection.concepts[concept])
-    assert membership(replace(one, heldout=kept, heldout_features=torch.eye(5)[2:])) is None
+    kept, gone = (~one.heldout.forgotten).nonzero()[:, 0], one.heldout.forgotten.nonzero()[:, 0]
+    for rows, reason in ((kept, "anything forgotten"), (gone, "anything retained")):
+        some = replace(one, heldout=one.heldout.subset(rows))
+        assert reason in (Membership().unmet(some, {}) or "")
+    most = subject(["fruit", "drink"], (concept, torch.eye(5)), (concept, torch.eye(5)))
+    assert "all of one class" in (Membership().unmet(most, {}) or "")
