@@ -1,7 +1,7 @@
 """YAML as it looks: plain words are read by YAML 1.2, and no key stands twice.
 
-PyYAML follows YAML 1.1, where ``4e-4`` is a text, ``010`` is eight, ``1:30`` is ninety and ``no`` is false. It
-is imported where it is used: the command line asks for it only when there is a file to read.
+PyYAML follows YAML 1.1, where ``4e-4`` is a text, ``010`` is eight, ``1:30`` is ninety and ``no`` is false.
+It is imported where it is used: the command line asks for it only when there is a file to read.
 """
 
 from __future__ import annotations
