@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import cached_property
 from typing import ClassVar
 
 import geoopt
@@ -49,6 +48,9 @@ class Pairs:
         self.images, self.texts, self.space = images, texts, space
         self.caption_ids = caption_ids
         self._forget = forget
+        # Not cached properties, whose lock torch.compile cannot take before Python 3.12.
+        self._statistics: Contrastive | None = None
+        self._cones: Cones | None = None
 
     @property
     def forget(self) -> Tensor:
@@ -62,17 +64,21 @@ class Pairs:
         """Which pairs are retain pairs, bool, shape (B,); None if all are."""
         return None if self._forget is None else ~self._forget
 
-    @cached_property
+    @property
     def statistics(self) -> Contrastive:
         """What the contrastive terms need of all pairs."""
-        return self.space.statistics(
-            self.images, self.texts, forget=self._forget, caption_ids=self.caption_ids
-        )
+        if self._statistics is None:
+            self._statistics = self.space.statistics(
+                self.images, self.texts, forget=self._forget, caption_ids=self.caption_ids
+            )
+        return self._statistics
 
-    @cached_property
+    @property
     def cones(self) -> Cones:
         """How far images lie outside their captions' cones, and the radii of both."""
-        return self.space.cones(self.texts, self.images)
+        if self._cones is None:
+            self._cones = self.space.cones(self.texts, self.images)
+        return self._cones
 
 
 class PairLoss(nn.Module):
@@ -254,5 +260,5 @@ def _result_dtype(*features: Tensor) -> torch.dtype:
     """The widest real dtype of the features and float32."""
     dtype = torch.float32
     for side in features:
-        dtype = torch.promote_types(dtype, side.dtype.to_real())
+        dtype = torch.promote_types(dtype, side.real.dtype)
     return dtype

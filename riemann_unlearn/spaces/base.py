@@ -155,8 +155,8 @@ class Space(ABC):
         ValueError
             For a similarity that is NaN.
         """
-        found = [s.topk(k, dim=1).indices for _, s in self._blocks(features, bank)]
-        return torch.cat(found) if found else torch.empty(0, k, dtype=torch.int64, device=bank.device)
+        indices = [s.topk(k, dim=1).indices for _, s in self._blocks(features, bank)]
+        return torch.cat(indices) if indices else torch.empty(0, k, dtype=torch.int64, device=bank.device)
 
     def mean(self, features: Tensor, own: Tensor, count: int) -> Tensor:
         """The mean of the features of each class, itself a feature.
