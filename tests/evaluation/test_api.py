@@ -30,6 +30,7 @@ OWN = [
     "relearning",
     "membership",
     "alignment",
+    "landing",
     "hierarchy",
 ]
 OTHERS = {"on", "unmet", "chance", "seconds", "neighbours"}
