@@ -94,8 +94,8 @@ def find(target: str) -> Any:
     try:
         if home.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(home).stem, home)
-            assert spec is not None
-            assert spec.loader is not None
+            if spec is None or spec.loader is None:
+                raise ImportError(f"{home} is no file of Python")
             found: Any = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(found)
         else:

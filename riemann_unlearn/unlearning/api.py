@@ -255,7 +255,6 @@ class _Run:
     def metrics(self) -> dict[str, Any]:
         """The contents of ``metrics.json``."""
         before, after = self.before or self._evaluate(), self._evaluate()
-        aside = ("audit", "on", "unmet")
         return {
             "method": self.config.method,
             "model": self.config.model,
@@ -267,21 +266,19 @@ class _Run:
             "settings": self.method.settings(),
             "saliency": self.config.saliency,
             "chance": chance(self.problem.taxonomy, self.problem.selection),
-            "before": {name: part for name, part in before.items() if name not in aside},
-            "after": {name: part for name, part in after.items() if name not in aside},
+            "before": {name: part for name, part in before.items() if name != "audit"},
+            "after": {name: part for name, part in after.items() if name != "audit"},
             "audit": {"before": before["audit"], "after": after["audit"]},
-            "on": after["on"],
-            "unmet": after["unmet"],
         }
 
     def interrupted(self) -> str:
         """Where the run was interrupted, and how to go on."""
-        steps = f" after {len(self.history.records)} of {self.method.steps} steps"
-        return f"interrupted{steps if isinstance(self.method, GradientMethod) else ''}; " + (
-            f"{self.directory.folder} can be resumed"
-            if self.directory
-            else "without an output folder nothing was kept"
-        )
+        where = ""
+        if isinstance(self.method, GradientMethod):
+            where = f" after {len(self.history.records)} of {self.method.steps} steps"
+        if self.directory is None:
+            return f"interrupted{where}; without an output folder nothing was kept"
+        return f"interrupted{where}; {self.directory.folder} can be resumed"
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured, whether a direct method is done, and how long it all took."""

@@ -30,6 +30,7 @@ OWN = [
     "relearning",
     "membership",
     "alignment",
+    "landing",
     "hierarchy",
 ]
 OTHERS = {"on", "unmet", "chance", "seconds", "neighbours"}
@@ -42,6 +43,7 @@ SHORT = [
     Relearning(steps=(1,), shots=(1,)),
     Membership(resamples=5),
     "alignment",
+    "landing",
     "hierarchy",
 ]
 """Every measure that the world admits, those that take long with less of it."""
