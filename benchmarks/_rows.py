@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from riemann_unlearn.config import parse_setting
+from riemann_unlearn.options import parse_setting
 from riemann_unlearn.unlearning.methods import create_method
 
 

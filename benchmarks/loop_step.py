@@ -10,52 +10,36 @@ model's features. The loss of a step is that of three levels of captions.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 import riemann_unlearn as ru
 from benchmarks import hac_step
 from benchmarks._process import arguments, each_alone, measure, report
 from riemann_unlearn.config import RunConfig
 from riemann_unlearn.spaces import Space
-from riemann_unlearn.unlearning import Problem, Step
 from riemann_unlearn.unlearning.api import _Run
-from riemann_unlearn.unlearning.methods import HAC, Objective
+from riemann_unlearn.unlearning.methods import HAC
+from riemann_unlearn.unlearning.problem import Problem
 
 
-class PlainStep(Step):
-    """A step whose features are compared without ops."""
+class Plain(Problem):
+    """A problem whose features are compared without ops."""
 
     @property
     def space(self) -> Space:
-        """The model's, by its plain formulas."""
-        own = self.problem.space
-        return hac_step.Plain(own.scale, c=own.c, min_radius=own.min_radius)
-
-
-@dataclass(frozen=True)
-class Plain(HAC):
-    """HAC of such steps."""
-
-    def objective(self, problem: Problem) -> Objective:
-        """As HAC's own, by name."""
-        terms = super().objective(problem)
-
-        def plain(step: Step) -> Mapping[str, Tensor]:
-            return terms(PlainStep(step.problem, step.batch, step.number))
-
-        return plain
+        """The model's, by the matrix of similarities."""
+        space = self.model.space
+        return hac_step.Plain(space.scale, c=space.c, min_radius=space.min_radius)
 
 
 def step(peer: str, size: int) -> Callable[[], object]:
     dataset, model = ru.data.load("emoji"), ru.load("meru-emoji")
-    selection = dataset.taxonomy.select(["food-fruit", "food-vegetable", "animal-mammal", "animal-bird"])
+    forget = dataset.taxonomy.select(["food-fruit", "food-vegetable", "animal-mammal", "animal-bird"])
+    problem = (Problem if peer == "ours" else Plain)(model, dataset, forget)
     config = RunConfig(forget=("food-fruit",), forget_batch=size // 2, retain_batch=size - size // 2)
-    method = HAC() if peer == "ours" else Plain()
-    return _Run(Problem(model, dataset, selection), method, config, None).driver(method).take_step
+    return _Run(problem, HAC(), config, None).driver(HAC()).take_step
 
 
 def main() -> None:

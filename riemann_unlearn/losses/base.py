@@ -172,6 +172,7 @@ class PairLoss(nn.Module):
         caption_ids: Tensor | None,
         output_dict: bool,
     ) -> Tensor | dict[str, Tensor]:
+        # Once, at the door: terms and ops take what they are given.
         _check_batch(space, images, texts, forget, caption_ids)
         terms = self.terms(Pairs(images, texts, space, forget, caption_ids))
         dtype = _result_dtype(images, texts)
@@ -188,6 +189,7 @@ class PairLoss(nn.Module):
         c: Curvature | None,
     ) -> Space:
         """The space that a call is about."""
+        # By the names of a space's fields.
         said = {"scale": logit_scale, "bias": logit_bias, "c": c}
         given = {name: value for name, value in said.items() if value is not None}
         if space is not None and given:

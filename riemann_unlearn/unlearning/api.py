@@ -193,19 +193,19 @@ class _Run:
             )
 
     def _take_steps(self, method: GradientMethod, callbacks: Sequence[Callback], progress: bool) -> None:
+        driver = self.driver(method, callbacks)
         parts = {"weights": _Weights(self.problem.model), "run": self}
-        listeners = list(callbacks)
         if self.directory is not None:
-            listeners.append(Checkpoint(self.directory, parts, CHECKPOINT_EVERY))
-        listeners.append(ProgressBar(f"{method.name}: forget {', '.join(self.config.forget)}", progress))
-        driver = self.driver(method, listeners)
-        if self.directory is not None:
+            driver.callbacks.append(Checkpoint(self.directory, parts, CHECKPOINT_EVERY))
             self.directory.restore({"driver": driver, **parts})
+        driver.callbacks.append(
+            ProgressBar(f"{method.name}: forget {', '.join(self.config.forget)}", progress)
+        )
         self.before = self.before or self._evaluate()
         driver.run()
 
     def driver(self, method: GradientMethod, callbacks: Sequence[Callback] = ()) -> Driver:
-        """What takes the steps of a method, from the first one on; ``callbacks`` hear of them last."""
+        """What takes the steps of a method, from the first one on; ``callbacks`` hear before the history."""
         model, config = self.problem.model, self.config
         # Made of the model as it is now, so before a checkpoint is read.
         objective = method.objective(self.problem)
@@ -222,7 +222,7 @@ class _Run:
             steps=method.steps,
             schedule=method.rate,
             device=model.device,
-            callbacks=[Watch(model, _radii), *masks, self.history, *callbacks],
+            callbacks=[Watch(model, _radii), *masks, *callbacks, self.history],
         )
 
     def _saliency(self, moved: Sequence[Tensor], sizes: tuple[int, int]) -> list[Tensor | None]:
@@ -260,6 +260,7 @@ class _Run:
     def metrics(self) -> dict[str, Any]:
         """The contents of ``metrics.json``."""
         before, after = self.before or self._evaluate(), self._evaluate()
+        # What an evaluation says beside the groups' figures: the same before and after, so it stands once.
         aside = ("audit", "on", "unmet")
         return {
             "method": self.config.method,

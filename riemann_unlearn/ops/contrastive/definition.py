@@ -78,10 +78,12 @@ def from_similarities(
     itself = own[:, None] == torch.arange(m, device=s.device)
     same = itself if caption_ids is None else caption_ids[own, None] == caption_ids
     drop = torch.zeros(m, dtype=torch.bool, device=s.device) if forget is None else forget
+    # Retain pairs among themselves, each with itself and with what means something else.
     retained = ~drop[own, None] & ~drop & (itself | ~same)
     logits = scale * s + bias
     by_row = normalizer(logits, retained | drop[own, None], 1)
     by_column = normalizer(logits, retained | drop, 0)
+    # Captions that mean the same are no mismatch, though both be forgotten.
     negatives = drop[own, None] & drop & ~same
     pairs = negatives.sum()
     negative = torch.where(negatives, s, 0.0).sum() / pairs.clamp(min=1)

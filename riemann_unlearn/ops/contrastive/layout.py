@@ -128,6 +128,7 @@ class Layout:
         root = self.root = p.c.double().sqrt()
         self.unit = -1 / root if p.hyperbolic else -torch.ones_like(root)
         """s = unit · V, where V = D, or minus the cosine."""
+        # Logits are slope·V, and slope is not positive: the nearest pair has the largest.
         self.slope = float(p.scale.double() * self.unit)
         self.own = slice(p.offset, p.offset + len(p.x))
         self.sides = (
@@ -238,6 +239,8 @@ class Layout:
         """int64, shape (N, 3)."""
         if p.forget is None and p.ids is None:
             return
+        # Sorted by caption, then stably by kind: the retained come before the forgotten, and within either
+        # equal captions are neighbours.
         order = numpy.arange(len(p.y)) if p.ids is None else numpy.argsort(p.ids.numpy(), kind="stable")
         if p.forget is not None:
             drop = p.forget.numpy()
@@ -253,7 +256,7 @@ class Layout:
             ids = p.ids.numpy()[order]
             starts_run = numpy.ones(len(ids) + 1, bool)
             starts_run[1:-1] = ids[1:] != ids[:-1]
-            starts_run[self.kept[1]] = True
+            starts_run[self.kept[1]] = True  # a caption in both kinds is two runs
             edges = starts_run.nonzero()[0]
             run = (starts_run.cumsum() - 1)[target]
             first, last = edges[run], edges[run + 1]

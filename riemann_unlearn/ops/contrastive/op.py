@@ -108,10 +108,12 @@ def contrastive(
     """
     _check(x, y, forget, caption_ids, offset)
     x, y = widen(x), widen(y)
+    # One product takes one dtype; a float64 side is not rounded to the other's.
     dtype = torch.promote_types(x.dtype, y.dtype)
     x, y = x.to(dtype), y.to(dtype)
     if derivatives("contrastive", x.device.type, dtype) > 1:
         return reference(x, y, scale, c, forget=forget, caption_ids=caption_ids, offset=offset)
+    # An operator of torch.library takes tensors: numbers become such, and a missing curvature is not read.
     tau, curvature = as_scalar(scale, x), as_scalar(1.0 if c is None else c, x, curvature=True)
     statistics = _forward(x, y, tau, curvature, forget, caption_ids, offset, c is not None)
     return Contrastive(*statistics[:5])
@@ -199,6 +201,7 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, y, scale, c, forget, caption_ids, ctx.offset, ctx.hyperbolic = inputs
+    # The number of pairs, and what only the backward pass reads.
     ctx.mark_non_differentiable(*output[4:])
     ctx.save_for_backward(x, y, scale, c, forget, caption_ids, *output)
 

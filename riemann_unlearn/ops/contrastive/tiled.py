@@ -69,6 +69,7 @@ def forward(p: Problem, *, passes: Any = None) -> Statistics:
     angle = matched_angles(*w.sides, p.offset)
     value = w.unit * (matched_distances(*w.sides, p.offset, angle)[0] if p.hyperbolic else -angle)
     own = w.p.scale.double() * value
+    # A matched pair starts the sums it is part of: its logit is exact, and a reference surely in range.
     own_columns = torch.full((len(p.y),), -math.inf, dtype=torch.float64)
     own_columns[w.own] = own
     own_columns = w.right.sort(own_columns)
@@ -78,6 +79,7 @@ def forward(p: Problem, *, passes: Any = None) -> Statistics:
     made = plan.numpy()  # of which an assignment takes a fifth of torch's time
 
     def task(share: list[list[int]]) -> tuple[_Running, float]:
+        # Each worker has column sums of its own; only one of them may begin with the matched pairs.
         first = any(0 in strip for strip in share)
         work = _Forward(w, rows, _Running(own_columns, common, begun=first), common)
         total = 0.0
@@ -91,6 +93,7 @@ def forward(p: Problem, *, passes: Any = None) -> Statistics:
 
     results = workers.run([partial(task, share) for share in w.shares()])
     columns, total = results[0][0], math.fsum(more for _, more in results)
+    # Rows belong to one worker each; columns to all.
     for other, _ in results[1:]:
         columns.join(other)
     pairs = w.negatives()
@@ -124,6 +127,7 @@ def backward(p: Problem, statistics: Statistics, grads: Sequence[Tensor], *, pas
         torch.stack([w.left.sort(statistics.rows), w.left.sort(grad_rows)], 1),
         torch.stack([w.right.sort(statistics.columns), w.right.sort(grad_columns)], 1),
     )
+    # Of every mismatched forget pair, through their mean.
     pull = float(grad_negative / statistics.pairs.clamp(min=1))
     plan = [(Fate(int(fate)), reference) for fate, reference in statistics.plan.tolist()]
 
@@ -148,6 +152,8 @@ def backward(p: Problem, statistics: Statistics, grads: Sequence[Tensor], *, pas
     through = add_matched_gradient(*w.sides, p.offset, statistics.angle, unit * grad_matched, grad_x, grad_y)
     if p.hyperbolic:  # s = -D/√c
         grad_root = grad_root + math.fsum(part.grad_root for part in parts) / root.square()
+        # D depends on √c through both radii, and s = -D/√c once more. Near the origin the two nearly cancel,
+        # and their sum is taken as one (see bend) instead.
         if w.is_small:
             d = -root * statistics.matched
             g = bend(bent(w.sides[0].r), bent(w.sides[1].r[w.own]), d, torch.sinh(d))
@@ -190,6 +196,7 @@ class _Tiles:
     def fast(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """D and sinh D of a tile, float32; NaN or small where the product is wrong."""
         q = tile.hide(self.product(tile.rows, tile.columns), _FAR)
+        # With Q = cosh D - 1: sinh D = √(Q(Q+2)), D = log(1 + Q + sinh D).
         sinh = torch.add(q, 2, out=self.buffer(1, tile.rows, tile.columns, q.dtype)).mul_(q).sqrt_()
         q.add_(sinh)
         return (q.log1p_() if self._tiny else q.add_(1).log_()), sinh
@@ -198,6 +205,7 @@ class _Tiles:
         """D and S of a tile, float64."""
         left, right, i, j = self.w.left, self.w.right, tile.rows, tile.columns
         y = left.operand(i, careful=True) @ right.operand(j, careful=True).mT
+        # Where rounding could be 2^-16 of Y, the pair is measured by the difference of its vectors.
         near = y <= _NEAR_EXACT * left.shrunk2[i, None] * right.shrunk2[None, j]
         a, b = tile.hide(near, False).nonzero(as_tuple=True)
         y[a, b] = from_differences(left, right, a + i.start, b + j.start)
@@ -278,6 +286,8 @@ class _Forward(_Tiles):
         if tile.by_column:
             sides.append((self.columns, tile.columns, 0))
         reference, slope = self.common, self.w.slope
+        # Without a reference for all tiles, the sums' own are raised to what the tile needs (slope < 0: the
+        # least V is the largest logit), and one exponential serves both if all of them are near each other.
         if reference is None:
             most = slope * v.amin(1)
             tops = [
@@ -320,6 +330,7 @@ class _Backward(_Tiles):
     def add(self, tiles: list[Tile], plan: list[Made], left: _Sums) -> None:
         """What a strip's tiles contribute; their row sums to ``left``."""
         w, careful = self.w, any(fate == Fate.CAREFUL for fate, _ in plan)
+        # Careful tiles have operands of another scale and dtype: a strip that has one is taken apart.
         if careful and len(tiles) > 1:
             for tile, how in zip(tiles, plan, strict=True):
                 self.add([tile], [how], left)

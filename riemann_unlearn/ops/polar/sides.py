@@ -112,6 +112,7 @@ class Side:
             return self
         side = copy.copy(self)
         side.order, side._careful, side._scales, side._tables = order, {}, {}, {}
+        # One gather for all of them; radii are not computed again.
         names = ("norm", "inverse", *(("r", "shrunk", "shrunk2", "decay") if self.hyperbolic else ()))
         values = torch.stack([getattr(self, name) for name in names]).index_select(1, order)
         for name, value in zip(names, values.unbind(), strict=True):
@@ -169,6 +170,7 @@ class Side:
         if self.hyperbolic:
             columns = self._last_columns(rows, careful)
         kernels = compiled(self.x) if dtype == torch.float32 else None
+        # One pass reads the rows in order, scales them and writes the last columns; torch takes three.
         if kernels and rows == slice(None):
             out = self.x.new_empty(len(self), self.x.shape[1] + len(columns))
             more = [column.to(dtype).numpy() for column in columns] or [_NO_COLUMN] * 2
@@ -216,6 +218,8 @@ class Side:
             return self.norm.new_tensor(through)
         where, s = self.index(rows), self.scale(careful)[rows]
         x = self.x[where]
+        # The operand is s(n)·v with s = sinh r/n, so v's gradient is s·m, plus, along v, what comes of s'(n)
+        # and of the last columns, which depend on r alone. ``along`` is the part of m along the unit vector.
         main = m[:, :-2] if self.hyperbolic else m
         along = self.sign * torch.linalg.vecdot(main, x.to(m.dtype)).double() * self.inverse[rows]
         radial, grad_root = -s * along, self.norm.new_zeros(())
@@ -297,6 +301,7 @@ def matched_angles(left: Side, right: Side, offset: int) -> Tensor:
 def matched_distances(left: Side, right: Side, offset: int, angle: Tensor) -> tuple[Tensor, Tensor]:
     """D and S of :func:`careful_distance` of matched pairs, from their |u1 - u2|²."""
     columns = slice(offset, offset + len(left))
+    # Y = (e^-r1 - e^-r2)² + a1 a2 |u1 - u2|²/4: a sum of squares, exactly 0 for equal rows.
     gap = left.shrunk - right.shrunk[columns]
     y = gap.square() + left.shrunk2 * right.shrunk2[columns] * angle / 4
     return _distance(y, 4 * left.decay * right.decay[columns], left.r, right.r[columns])
@@ -330,6 +335,7 @@ def add_matched_gradient(
     grad_root, everything = gradient.new_zeros(()), slice(offset, offset + len(left))
     if left.hyperbolic:
         _, s = matched_distances(left, right, offset, angle)
+        # A distance has no derivative at coincident points; 0 is a subgradient.
         gradient = torch.where(s > 0, gradient / s, 0.0)
     steps = []  # for each side, how far to go along the other's direction, and along its own vector
     for side, other, here, there in (

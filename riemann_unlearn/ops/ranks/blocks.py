@@ -46,6 +46,7 @@ def _count(left: Side, bank: Tensor, own: Tensor) -> Tensor:
         size = torch.exp(2 * (half + torch.log(-torch.expm1(-2 * half))) - left.r)
         if not careful:
             size, length = 2 * torch.sinh(half).square(), torch.cosh(left.r)
+    # A careful product has the own row's part taken off below, so that what is compared is small.
     level = torch.zeros_like(size) if careful else size
     count = torch.zeros_like(own)
     for start in range(0, len(bank), BLOCK):
@@ -56,10 +57,11 @@ def _count(left: Side, bank: Tensor, own: Tensor) -> Tensor:
             product -= torch.outer(size, right.decay)
         width = torch.cosh(right.r).amax() if left.hyperbolic and not careful else 1.0
         here = (own >= start) & (own < start + len(block))
-        product[every[here], own[here] - start] = torch.inf
+        product[every[here], own[here] - start] = torch.inf  # itself is no other
         least, most = (
             (level + sign * rounding * length * width).to(product.dtype)[:, None] for sign in (-1, 1)
         )
+        # Beyond the rounding on either side the order is sure; between, it is decided by differences.
         nearer, beyond = product < least, product > most
         sure, unsure = nearer.sum(1), len(block) - beyond.sum(1)
         count += sure

@@ -50,7 +50,7 @@ def _candidates(left: Side, bank: Tensor, count: int) -> Tensor:
     every = slice(0, len(left))
     nearest = torch.full((len(left), count), torch.inf, dtype=torch.float64, device=bank.device)
     index = torch.zeros(len(left), count, dtype=torch.int64, device=bank.device)
-    worst = nearest[:, 0].clone()
+    worst = nearest[:, 0].clone()  # of those kept: a block whose least is beyond it changes nothing
     # Q of float32 products, or D where those would overflow: one scale for the whole bank.
     fast = left.x.dtype == torch.float32 and not is_far(left, bank)
     for start in range(0, len(bank), BLOCK):

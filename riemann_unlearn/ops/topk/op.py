@@ -76,6 +76,7 @@ def topk(queries: Tensor, bank: Tensor, k: int, c: Curvature | None = None) -> T
     schema="(Tensor queries, Tensor bank, int k, Tensor c, bool hyperbolic) -> (Tensor, Tensor)",
 )
 def _topk(queries: Tensor, bank: Tensor, k: int, c: Tensor, hyperbolic: bool) -> tuple[Tensor, Tensor]:
+    # Every comparison with NaN is false, so that a bank that holds one would lose rows without a word.
     for name, features in (("queries", queries), ("bank", bank)):
         if not torch.stack([block.isfinite().all() for block in torch.split(features, _CHECKED)]).all():
             raise ValueError(
