@@ -255,6 +255,8 @@ class _Run:
     def metrics(self) -> dict[str, Any]:
         """The contents of ``metrics.json``."""
         before, after = self.before or self._evaluate(), self._evaluate()
+        # What an evaluation says beside the groups' figures: the same before and after, so it stands once.
+        aside = ("audit", "on", "unmet")
         return {
             "method": self.config.method,
             "model": self.config.model,
@@ -266,9 +268,11 @@ class _Run:
             "settings": self.method.settings(),
             "saliency": self.config.saliency,
             "chance": chance(self.problem.taxonomy, self.problem.selection),
-            "before": {name: part for name, part in before.items() if name != "audit"},
-            "after": {name: part for name, part in after.items() if name != "audit"},
+            "before": {name: part for name, part in before.items() if name not in aside},
+            "after": {name: part for name, part in after.items() if name not in aside},
             "audit": {"before": before["audit"], "after": after["audit"]},
+            "on": after["on"],
+            "unmet": after["unmet"],
         }
 
     def interrupted(self) -> str:

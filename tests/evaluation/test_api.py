@@ -146,9 +146,8 @@ def test_without_held_out_images_each_measure_says_what_it_was_made_on_or_why_no
     for name in full["unmet"]:
         assert full[name] == {"after": None}
         assert name not in full["on"]
-    assert full["on"] == dict.fromkeys(
-        ["zero_shot", "retrieval", "alignment", "landing", "hierarchy"], "seen images"
-    )
+    made = ["zero_shot", "retrieval", "alignment", "landing", "hierarchy"]
+    assert full["on"] == dict.fromkeys(made, "seen images")
     assert list(full["zero_shot"]["after"]) == ["seen"]
     assert "heldout" not in got
     assert got["audit"] == {}
