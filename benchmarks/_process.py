@@ -76,8 +76,11 @@ def each_alone(module: str, options: argparse.Namespace, cases: Sequence[Row]) -
 
 def table(rows: Sequence[Row], keys: Sequence[str], column: str, floor: str) -> str:
     """Markdown: a line for each setting of ``keys``, a column for each ``column``; times over the floor's."""
+    # Not above: a case is measured in a process of its own, whose memory counts.
+    from riemann_unlearn.report.text import markdown
+
     columns = list(dict.fromkeys(row[column] for row in rows))
-    lines = ["| " + " | ".join([*keys, *columns]) + " |", "| --- " * (len(keys) + len(columns)) + "|"]
+    lines = []
     for setting in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
         found = {row[column]: row for row in rows if tuple(row[key] for key in keys) == setting}
         cells = []
@@ -89,8 +92,8 @@ def table(rows: Sequence[Row], keys: Sequence[str], column: str, floor: str) -> 
             if name != floor and floor in found:
                 cell += f", {found[name]['ms'] / found[floor]['ms']:.2f}×"
             cells.append(cell + ("" if name == floor else f", +{found[name]['mib']:.0f} MiB"))
-        lines.append("| " + " | ".join([*(f"{value:,}" for value in setting), *cells]) + " |")
-    return "\n".join(lines)
+        lines.append([*(f"{value:,}" for value in setting), *cells])
+    return markdown([*keys, *columns], lines)
 
 
 def report(

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from riemann_unlearn.config import parse_setting
+from riemann_unlearn.options import parse_setting
 from riemann_unlearn.unlearning.methods import create_method
 
 
@@ -40,8 +40,3 @@ def label(row: Mapping[str, Any]) -> str:
     usual = settings(row["method"]) if row["settings"] else {}
     changed = [f"{name} {value:g}" for name, value in row["settings"].items() if value != usual.get(name)]
     return row["method"] + (f" ({', '.join(changed)})" if changed else "")
-
-
-def line(cells: Sequence[str]) -> str:
-    """A row of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"

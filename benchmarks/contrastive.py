@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, normalize, pad
 
 from benchmarks._process import arguments, each_alone, measure, report
 from riemann_unlearn.geometry.precision import Curvature
-from riemann_unlearn.losses import terms
+from riemann_unlearn.losses import functional
 from riemann_unlearn.ops import contrastive
 
 MATRIX_LIMIT = 8192
@@ -61,7 +61,7 @@ def step(peer: str, size: int, width: int) -> Callable[[], object]:
             op = contrastive
 
         def loss() -> Tensor:
-            return terms.contrastive(op(x, y, scale, c), scale)
+            return functional.contrastive(op(x, y, scale, c), scale)
     elif peer == "MERU":
         lorentz = importlib.import_module("meru.lorentz")
 

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 import riemann_unlearn as ru
-from benchmarks._rows import append, key, label, line, read, settings
+from benchmarks._rows import append, key, label, read, settings
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.evaluation import Measure, encode, zero_shot
 from riemann_unlearn.evaluation.measures.membership import Membership
@@ -37,6 +37,7 @@ from riemann_unlearn.evaluation.measures.relearning import Relearning
 from riemann_unlearn.evaluation.subject import MOST_SEEN
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
+from riemann_unlearn.report.text import markdown
 from riemann_unlearn.training import TrainConfig, train
 
 CLASSES = ("t-shirt", "trousers", "pullover", "dress", "coat")
@@ -242,14 +243,12 @@ def tables(rows: list[dict[str, Any]]) -> str:
     parts = []
     for count in sorted({len(row["forget"]) for row in rows}):
         chosen = [row for row in rows if len(row["forget"]) == count]
-        lines = [f"**Forgotten: {', '.join(CLASSES[:count])}**\n"]
-        lines.append(line(["model", "method", "seeds", *(column.name for column in COLUMNS)]))
-        lines.append(line(["---"] * (3 + len(COLUMNS))))
+        lines = []
         for (model, name), runs in _groups(chosen).items():
             oracles = _oracles(chosen, runs)
-            cells = [_cell(column, runs, oracles) for column in COLUMNS]
-            lines.append(line([model, name, str(len(runs)), *cells]))
-        parts.append("\n".join(lines))
+            lines.append([model, name, len(runs), *(_cell(column, runs, oracles) for column in COLUMNS)])
+        heads = ["model", "method", "seeds", *(column.name for column in COLUMNS)]
+        parts.append(f"**Forgotten: {', '.join(CLASSES[:count])}**\n\n{markdown(heads, lines)}")
     return "\n\n".join(parts)
 
 

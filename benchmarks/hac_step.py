@@ -3,35 +3,37 @@
     python -m benchmarks.hac_step [--sizes 256 1024 4096] [--widths 512]
 
 *contrastive* is the op with its InfoNCE, no masks. *HAC* has all seven terms, a quarter of the pairs to be
-forgotten, without caption ids; *HAC, captions* has them, each caption twice. *plain* is the same loss by
-:mod:`riemann_unlearn.losses.functional`, term by term on the matrix of similarities.
+forgotten, without caption ids; *HAC, captions* has them, each caption twice. *plain* is the same loss in a
+space without ops: the matrix of similarities, and the geometry's functions.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from benchmarks._process import arguments, each_alone, measure, report
 from benchmarks.contrastive import MATRIX_LIMIT, features
-from riemann_unlearn.losses import ContrastiveLoss, HyperbolicAlignmentCalibration, functional
-from riemann_unlearn.losses.similarity import Hyperbolic
+from riemann_unlearn.losses import ContrastiveLoss, HyperbolicAlignmentCalibration
+from riemann_unlearn.ops import Cones
+from riemann_unlearn.ops.cones import reference
+from riemann_unlearn.spaces import LorentzTangents, Space
 
 
-def plain(x: Tensor, y: Tensor, forget: Tensor, scale: Tensor, c: Tensor) -> Tensor:
-    s = functional.similarities(x, y, Hyperbolic(), c)
-    return (
-        functional.contrastive(s, scale, ~forget)
-        + functional.negative_alignment(s, forget)
-        + functional.positive_alignment(s, forget)
-        + functional.performance(s, scale, forget)
-        + 0.2 * functional.entailment(x, y, c, ~forget)
-        + functional.cone_exit(x, y, c, forget)
-        + functional.norm_regularization(x, y, c, forget)
-    )
+@dataclass(frozen=True, eq=False)
+class Plain(LorentzTangents):
+    """Tangent vectors compared by the matrix of similarities, cones by the geometry's functions."""
+
+    name = "plain"
+    statistics = Space.statistics
+
+    def cones(self, broad: Tensor, narrow: Tensor) -> Cones:
+        """By the exterior angle and the half aperture."""
+        return reference(broad, narrow, self.c, min_radius=self.min_radius)
 
 
 def step(peer: str, size: int, width: int) -> Callable[[], object]:
@@ -43,7 +45,7 @@ def step(peer: str, size: int, width: int) -> Callable[[], object]:
         "contrastive": lambda: contrastive(x, y, logit_scale=scale, c=c),
         "HAC": lambda: hac(x, y, forget, logit_scale=scale, c=c),
         "HAC, captions": lambda: hac(x, y, forget, logit_scale=scale, c=c, caption_ids=ids),
-        "plain": lambda: plain(x, y, forget, scale, c),
+        "plain": lambda: hac(x, y, forget, space=Plain(scale, c=c)),
     }
     return lambda: torch.autograd.grad(losses[peer](), [x, y, scale, c])
 

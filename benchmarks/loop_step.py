@@ -2,62 +2,51 @@
 
     python -m benchmarks.loop_step [--sizes 128 512]
 
-*ours* is the method "hac" as it is; *plain* the same method with the terms of
-:mod:`riemann_unlearn.losses.functional`, each on the matrix of similarities. B is the batch, half of it to be
-forgotten; D is the width of the model's features. The loss of a step is that of three levels of captions.
+*ours* is the method "hac" as it is; *plain* the same method in a space without ops: the matrix of
+similarities, and the geometry's functions. B is the batch, half of it to be forgotten; D is the width of the
+model's features. The loss of a step is that of three levels of captions.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 
 import torch
-from torch import Tensor
 
 import riemann_unlearn as ru
+from benchmarks import hac_step
 from benchmarks._process import arguments, each_alone, measure, report
-from riemann_unlearn.losses import functional
-from riemann_unlearn.losses.similarity import Hyperbolic
-from riemann_unlearn.unlearning.loop import RunConfig, _Run
-from riemann_unlearn.unlearning.methods.base import Objective, Problem, Step
+from riemann_unlearn.spaces import Space
 from riemann_unlearn.unlearning.methods.hac import HAC
+from riemann_unlearn.unlearning.problem import ForgetAndRetain, Problem
 
 
-@dataclass(frozen=True)
-class Plain(HAC):
-    """HAC on the matrix of similarities."""
+class Plain(Problem):
+    """A problem whose features are compared without ops."""
 
-    def objective(self, problem: Problem) -> Objective:
-        """As the op's, by name."""
-        outer = self.epsilon
-
-        def one_level(step: Step, level: str) -> dict[str, Tensor]:
-            images, texts, forget = step.image_features, step.text_features[level], step.forget[level]
-            ids, scale = step.batch.pairings[level].caption_ids, step.model.logit_scale.exp()
-            s = functional.similarities(images, texts, Hyperbolic(), step.model.curvature)
-            cones = (images, texts, step.model.curvature)
-            return {
-                "contrastive_loss": functional.contrastive(s, scale, ~forget, ids),
-                "negative_alignment_loss": outer * self.alpha * functional.negative_alignment(s, forget, ids),
-                "positive_alignment_loss": outer * self.beta * functional.positive_alignment(s, forget),
-                "performance_loss": outer * self.gamma * functional.performance(s, scale, forget),
-                "entailment_loss": self.entailment_weight * functional.entailment(*cones, ~forget),
-                "cone_exit_loss": outer * self.omega * functional.cone_exit(*cones, forget),
-                "norm_loss": outer * self.eta * functional.norm_regularization(*cones, forget),
-            }
-
-        return lambda step: step.sum_over_levels(partial(one_level, step))
+    @property
+    def space(self) -> Space:
+        """The model's, by the matrix of similarities."""
+        space = self.model.space
+        return hac_step.Plain(space.scale, c=space.c, min_radius=space.min_radius)
 
 
 def step(peer: str, size: int) -> Callable[[], object]:
     dataset, model = ru.data.load("emoji"), ru.load("meru-emoji")
-    selection = dataset.taxonomy.select(["food-fruit", "food-vegetable", "animal-mammal", "animal-bird"])
-    config = RunConfig(forget=("food-fruit",), forget_batch=size // 2, retain_batch=size - size // 2)
-    method = HAC() if peer == "ours" else Plain()
-    return partial(_Run(model, dataset, selection, method, config)._step, method.learning_rate)
+    forget = dataset.taxonomy.select(["food-fruit", "food-vegetable", "animal-mammal", "animal-bird"])
+    problem = (Problem if peer == "ours" else Plain)(model, dataset, forget)
+    method = HAC()
+    objective, moved = method.objective(problem), method.parameters(model)
+    optimizer = ru.optim.RiemannianAdam(moved, lr=method.learning_rate)
+    batches = ForgetAndRetain(problem, size // 2, size - size // 2, seed=0)
+
+    def take() -> None:
+        optimizer.zero_grad()
+        sum(objective(batches.draw(0)).values()).backward()
+        optimizer.step()
+
+    return take
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ from riemann_unlearn.data import load as load_data
 from riemann_unlearn.data.captions import name_caption
 from riemann_unlearn.evaluation.features import encode_images, encode_texts
 from riemann_unlearn.io import atomic_write
+from riemann_unlearn.report.text import markdown
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 FURTHER = 4
@@ -450,11 +451,9 @@ def compare(problem: Problem, contenders: Sequence[Contender], seeds: Iterable[i
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = [
-        "| problem | optimizer | best lr | error (range over seeds) | steps to the best + 10 % | ms a step "
-        "| drift, roundings | state a coordinate | NaN in the sweep |",
-        "| --- " * 9 + "|",
-    ]
+    heads = ("problem", "optimizer", "best lr", "error (range over seeds)", "steps to the best + 10 %")
+    heads += ("ms a step", "drift, roundings", "state a coordinate", "NaN in the sweep")
+    lines = []
     for row in rows:
         low, high = row["error_range"]
         cells = [
@@ -468,8 +467,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['state_per_coordinate']:.2f}",
             row["nan_runs"],
         ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(heads, lines)
 
 
 def advice(rows: list[dict[str, Any]]) -> str:

@@ -18,16 +18,23 @@ import torch
 
 import riemann_unlearn as ru
 from riemann_unlearn.diagnostics import Audit, audit, find, plot
+from riemann_unlearn.report.text import markdown
 
 RADII = (1e-6, 1e-4, 1e-2, 0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0)
 
 
 def table(audits: list[Audit]) -> str:
     """For each operation and library the worst errors, what is not finite, and where it is safe."""
-    lines = [
-        "| operation | library | worst value | median value | worst gradient | NaN or Inf | safe radii |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = (
+        "operation",
+        "library",
+        "worst value",
+        "median value",
+        "worst gradient",
+        "NaN or Inf",
+        "safe radii",
+    )
+    lines = []
     for operation in dict.fromkeys(row.operation for one in audits for row in one.rows):
         for one in audits:
             rows = [row for row in one.rows if row.operation == operation]
@@ -38,9 +45,9 @@ def table(audits: list[Audit]) -> str:
             worst, gradient = max(r.worst for r in rows), max(r.worst_gradient for r in rows)
             median = sorted(r.median for r in rows)[len(rows) // 2]
             count = sum(r.nonfinite for r in rows)
-            cells = (operation, one.name, f"{worst:.2g}", f"{median:.2g}", f"{gradient:.2g}", count, safe)
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+            errors = (f"{error:.2g}" for error in (worst, median, gradient))
+            lines.append((operation, one.name, *errors, count, safe))
+    return markdown(heads, lines)
 
 
 def main() -> None:

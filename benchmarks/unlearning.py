@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks._rows import append, key, label, line, read, settings
+from benchmarks._rows import append, key, label, read, settings
+from riemann_unlearn.report.text import markdown
 
 CONCEPTS = (
     "food-fruit",
@@ -157,13 +158,12 @@ Part = Callable[[dict[str, Any], str], dict[str, Any]]
 
 
 def _table(title: str, columns: Sequence[Column], rows: list[dict[str, Any]], part: Part) -> str:
-    lines = [f"**{title}**\n"]
-    lines.append(line(("concepts", "method", "model", "seeds", *(column.name for column in columns))))
-    lines.append(line(["---"] * (4 + len(columns))))
-    for (count, method, model), runs in _groups(rows).items():
-        cells = [_cell(column, runs, part) for column in columns]
-        lines.append(line([str(count), method, model, str(len(runs)), *cells]))
-    return "\n".join(lines)
+    heads = ["concepts", "method", "model", "seeds", *(column.name for column in columns)]
+    lines = [
+        [*group, len(runs), *(_cell(column, runs, part) for column in columns)]
+        for group, runs in _groups(rows).items()
+    ]
+    return f"**{title}**\n\n{markdown(heads, lines)}"
 
 
 def _groups(rows: list[dict[str, Any]]) -> dict[tuple[int, str, str], list[dict[str, Any]]]:

@@ -89,8 +89,14 @@ class Registry(Mapping[str, T], Generic[T]):
 class Registrable(Protocol):
     """What :func:`register` takes: a class or an instance with a name, whose kind has a registry."""
 
-    name: Any
-    registry: Any
+    # Properties, so that frozen records can be registered too.
+    @property
+    def name(self) -> Any:
+        """What it is asked for by."""
+
+    @property
+    def registry(self) -> Any:
+        """That of its kind."""
 
 
 def register(entry: Entry) -> Entry:

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 import torch
 
-from riemann_unlearn.config import dump_yaml, read_yaml
+from riemann_unlearn._yaml import dump_yaml, read_yaml
 from riemann_unlearn.io import atomic_write
 from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
 

@@ -41,8 +41,9 @@ def test_every_peer_takes_its_step(make: Callable[..., Callable[[], Any]], peer:
 
 def test_the_plain_hac_of_a_whole_step_is_hac(meru: DualEncoder, world: Dataset) -> None:
     task = problem(meru, world)
-    settings = {"alpha": 0.3, "beta": 0.7, "gamma": 0.1, "omega": 0.5, "eta": 0.9, "epsilon": 0.8}
-    plain, ours = (make(**settings).objective(task)(step(task)) for make in (loop_step.Plain, HAC))
+    matrix = loop_step.Plain(task.model, task.dataset, task.selection)
+    hac = HAC(alpha=0.3, beta=0.7, gamma=0.1, omega=0.5, eta=0.9, epsilon=0.8)
+    plain, ours = (hac.objective(one)(step(one)) for one in (matrix, task))
     assert plain.keys() == ours.keys()
     for name, value in ours.items():
         torch.testing.assert_close(plain[name], value.to(plain[name].dtype), rtol=1e-4, atol=1e-5)

@@ -24,6 +24,7 @@ from riemann_unlearn._version import __version__
 from riemann_unlearn.cli import listing, main
 from riemann_unlearn.cli.commands import given
 from riemann_unlearn.cli.parser import add_options
+from riemann_unlearn.options import Config, about
 from riemann_unlearn.training.driver import Diverged
 from tests.conftest import make_model, model_config
 
@@ -312,10 +313,10 @@ def test_the_module_is_the_command_line() -> None:
 
 
 @dataclass(frozen=True)
-class Shout(config.Config):
+class Shout(Config):
     example: ClassVar[str] = "loud: true"
-    loud: bool = field(default=False, metadata=config.about("at 100 %"))
-    words: int = field(default=3, metadata=config.about("how many", low=1))
+    loud: bool = field(default=False, metadata=about("at 100 %"))
+    words: int = field(default=3, metadata=about("how many", low=1))
 
 
 def test_a_field_is_all_that_a_flag_takes(capsys: pytest.CaptureFixture[str]) -> None:

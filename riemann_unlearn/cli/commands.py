@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from riemann_unlearn.cli.failures import Failure, reason
-from riemann_unlearn.config import Config, EvaluateConfig, RunConfig, TrainConfig
+from riemann_unlearn.config import EvaluateConfig, RunConfig, TrainConfig
+from riemann_unlearn.options import Config
 
 DEFAULT_FORGET = "food-fruit"
 

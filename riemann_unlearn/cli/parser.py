@@ -10,7 +10,8 @@ from typing import Any
 
 from riemann_unlearn._version import __version__
 from riemann_unlearn.cli import commands, listing
-from riemann_unlearn.config import Config, EvaluateConfig, RunConfig, TrainConfig
+from riemann_unlearn.config import EvaluateConfig, RunConfig, TrainConfig
+from riemann_unlearn.options import Config
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 failed on the way, as on a full disk; 2 cannot be done as asked; 3 a manifold "

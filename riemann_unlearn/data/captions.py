@@ -58,7 +58,7 @@ def sample_caption(concept: Concept, generator: torch.Generator) -> str:
     >>> sample_caption(apple, torch.Generator().manual_seed(0))
     'red apple'
     """
-    draw = torch.rand((), generator=generator).item()
+    draw = torch.rand((), generator=generator, dtype=torch.float32).item()
     if draw < NAME_PROBABILITY or not concept.keywords:
         return name_caption(concept)
     order = torch.randperm(len(concept.keywords), generator=generator)[:MAX_KEYWORDS]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import cached_property
 from typing import ClassVar
 
 import geoopt
@@ -49,6 +48,9 @@ class Pairs:
         self.images, self.texts, self.space = images, texts, space
         self.caption_ids = caption_ids
         self._forget = forget
+        # Not cached properties, whose lock torch.compile cannot take before Python 3.12.
+        self._statistics: Contrastive | None = None
+        self._cones: Cones | None = None
 
     @property
     def forget(self) -> Tensor:
@@ -62,17 +64,21 @@ class Pairs:
         """Which pairs are retain pairs, bool, shape (B,); None if all are."""
         return None if self._forget is None else ~self._forget
 
-    @cached_property
+    @property
     def statistics(self) -> Contrastive:
         """What the contrastive terms need of all pairs."""
-        return self.space.statistics(
-            self.images, self.texts, forget=self._forget, caption_ids=self.caption_ids
-        )
+        if self._statistics is None:
+            self._statistics = self.space.statistics(
+                self.images, self.texts, forget=self._forget, caption_ids=self.caption_ids
+            )
+        return self._statistics
 
-    @cached_property
+    @property
     def cones(self) -> Cones:
         """How far images lie outside their captions' cones, and the radii of both."""
-        return self.space.cones(self.texts, self.images)
+        if self._cones is None:
+            self._cones = self.space.cones(self.texts, self.images)
+        return self._cones
 
 
 class PairLoss(nn.Module):
@@ -166,6 +172,7 @@ class PairLoss(nn.Module):
         caption_ids: Tensor | None,
         output_dict: bool,
     ) -> Tensor | dict[str, Tensor]:
+        # Once, at the door: terms and ops take what they are given.
         _check_batch(space, images, texts, forget, caption_ids)
         terms = self.terms(Pairs(images, texts, space, forget, caption_ids))
         dtype = _result_dtype(images, texts)
@@ -182,6 +189,7 @@ class PairLoss(nn.Module):
         c: Curvature | None,
     ) -> Space:
         """The space that a call is about."""
+        # By the names of a space's fields.
         said = {"scale": logit_scale, "bias": logit_bias, "c": c}
         given = {name: value for name, value in said.items() if value is not None}
         if space is not None and given:
@@ -254,5 +262,5 @@ def _result_dtype(*features: Tensor) -> torch.dtype:
     """The widest real dtype of the features and float32."""
     dtype = torch.float32
     for side in features:
-        dtype = torch.promote_types(dtype, side.dtype.to_real())
+        dtype = torch.promote_types(dtype, side.real.dtype)
     return dtype

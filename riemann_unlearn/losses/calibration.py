@@ -73,6 +73,7 @@ class AlignmentCalibration(PairLoss):
 
     def terms(self, pairs: Pairs) -> dict[str, Tensor]:
         """The four terms, weighted."""
+        # One pass over all pairs serves the four of them.
         statistics, space = pairs.statistics, pairs.space
         contrast = functional.contrastive(statistics, space.scale, space.bias, pairs.retain)
         negative = functional.negative_alignment(statistics)
@@ -183,6 +184,7 @@ class HyperbolicAlignmentCalibration(AlignmentCalibration):
         cones, forget = pairs.cones, pairs.forget
         entailment = functional.entailment(cones, pairs.retain)
         cone_exit = functional.cone_exit(cones, forget)
+        # Images lie in the cones of their captions, so they are the narrower side.
         radii = cones.narrow_radius, cones.broad_radius
         norm = functional.norm_regularization(radii, forget, self.target_radius)
         return {

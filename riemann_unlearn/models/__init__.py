@@ -3,7 +3,7 @@
 - ``base.py``: what families have in common. A family is one class in one file; :mod:`.clip` is the shortest.
 - ``configuration.py``: which keys a configuration may have; ``preprocess.py``: what some of them mean.
 - ``checkpoint.py``: to and from disk, and the list of the bundled models.
-- ``wrapping.py``: compiled and wrapped models, and evaluation mode for a while.
+- ``wrapping.py``: compiled and wrapped models; ``modes.py``: evaluation mode for a while.
 """
 
 from riemann_unlearn.models.base import FAMILIES, DualEncoder
@@ -16,8 +16,9 @@ from riemann_unlearn.models.checkpoint import (
 )
 from riemann_unlearn.models.clip import CLIP
 from riemann_unlearn.models.meru import MERU
+from riemann_unlearn.models.modes import evaluating
 from riemann_unlearn.models.siglip import SigLIP
-from riemann_unlearn.models.wrapping import evaluating, state_of, unwrap
+from riemann_unlearn.models.wrapping import state_of, unwrap
 
 __all__ = [
     "CLIP",

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from riemann_unlearn.models.configuration import Rule, check_model_cfg, check_preprocess_cfg, check_space_cfg
+from riemann_unlearn.models.modes import evaluating
 from riemann_unlearn.models.preprocess import fit
 from riemann_unlearn.registry import Registry
 from riemann_unlearn.spaces import Space
@@ -229,22 +230,42 @@ class DualEncoder(nn.Module, ABC):
         Raises
         ------
         ValueError
-            When the tower does not end in a linear layer to D features.
+            When the tower does not end in a linear layer to D features; it stays as it was.
         """
-        tower: Any = self.visual
         matrix = matrix.to(self.device, torch.float64)
+        error = ValueError(
+            f"the image tower does not end in a linear layer to {len(matrix)} features, "
+            "so a map of them cannot be folded into it"
+        )
+        tower: Any = self.visual
         if isinstance(projection := getattr(tower, "proj", None), nn.Parameter):  # open_clip's ViT: x @ proj
-            projection.copy_(projection.double() @ matrix.mT)
-            return
-        linear = [module for module in tower.modules() if isinstance(module, nn.Linear)]
-        if not linear or linear[-1].out_features != len(matrix):
-            raise ValueError(
-                f"the image tower does not end in a linear layer to {len(matrix)} features, "
-                "so a map of them cannot be folded into it"
-            )
-        linear[-1].weight.copy_(matrix @ linear[-1].weight.double())
-        if linear[-1].bias is not None:
-            linear[-1].bias.copy_(matrix @ linear[-1].bias.double())
+            last: list[Tensor] = [projection]
+            folded = [projection.double() @ matrix.mT]
+        else:
+            linear = [module for module in tower.modules() if isinstance(module, nn.Linear)]
+            if not linear or linear[-1].out_features != len(matrix):
+                raise error
+            last = [p for p in (linear[-1].weight, linear[-1].bias) if p is not None]
+            folded = [matrix @ parameter.double() for parameter in last]
+        # The layer that comes last by name need not be the last that is run (a residual sum or a norm may
+        # follow), so the tower itself is asked whether the map arrived.
+        height, width = self.image_size
+        ramp = torch.linspace(-1, 1, 3 * height * width, device=self.device, dtype=self.mean.dtype)
+        probe = torch.stack([ramp, ramp.sin()]).view(2, 3, height, width)
+        with evaluating(self):
+            before = tower(probe).double()
+            kept = [parameter.clone() for parameter in last]
+            _copy(folded, last)
+            after = tower(probe).double()
+        # A map may take nearly all of these two images' features away: what is left is held against what was.
+        if not (after - before @ matrix.mT).norm() <= 1e-4 * before.norm() * max(1.0, matrix.norm()):
+            _copy(kept, last)
+            raise error
+
+
+def _copy(values: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    for value, parameter in zip(values, parameters, strict=True):
+        parameter.copy_(value)
 
 
 def scalar(value: float) -> nn.Parameter:

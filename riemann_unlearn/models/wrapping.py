@@ -1,9 +1,7 @@
-"""Models that something is wrapped around: torch.compile, DataParallel, evaluation for a while."""
+"""Models that something is wrapped around: torch.compile, DataParallel, DistributedDataParallel."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,30 +64,3 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
         return ".".join(kept)
 
     return {plain(name): value for name, value in model.state_dict().items()}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; each module's own mode is back afterwards, also when an error is raised.
-
-    Parts of a model may be in evaluation mode while it trains, such as frozen batch normalization: its
-    ``model.train()`` would set all of them going again.
-
-    Examples
-    --------
-    >>> import riemann_unlearn as ru
-    >>> model = ru.load("clip-emoji").train()
-    >>> _ = model.text.eval()
-    >>> with evaluating(model):
-    ...     model.training
-    False
-    >>> model.training, model.text.training
-    (True, False)
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

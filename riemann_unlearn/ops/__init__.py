@@ -1,12 +1,19 @@
-"""The hot paths of training and unlearning, fused and in linear memory."""
+"""The hot paths of training and unlearning, fused and in linear memory.
 
-from riemann_unlearn.ops.backend import backend
+An op is a folder: ``op`` says what it gives, checks its arguments and is known to torch, and beside it stand
+its implementations. ``polar`` and ``workers`` are what they share, ``backend`` has the records of who serves
+what.
+"""
+
+from riemann_unlearn.ops.backend import BACKENDS, Backend, backend
 from riemann_unlearn.ops.cones import Cones, cones
 from riemann_unlearn.ops.contrastive import Contrastive, contrastive, from_similarities
 from riemann_unlearn.ops.ranks import ranks
 from riemann_unlearn.ops.topk import TopK, topk
 
 __all__ = [
+    "BACKENDS",
+    "Backend",
     "Cones",
     "Contrastive",
     "TopK",

@@ -26,7 +26,7 @@ GREY, BLUE, ORANGE = "#8a97a8", "#3b7dc4", "#d9541e"
 """Before, after, and chance: of enough contrast on white and on near-black alike."""
 _COLOURS = (BLUE, ORANGE, "#2a9d4a", "#a05cd6", "#b8860b", "#0e8fa8", "#d0458b")
 _DASHES = ("-", "--", ":", "-.")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # texts stay texts: to be searched, read aloud, and shown in the page's font
     "svg.hashsalt": "riemann_unlearn",  # identifiers that are the same in every run
     "text.parse_math": False,  # a "$" in a name is a dollar
@@ -195,10 +195,10 @@ def before_after_bars(rows: Sequence[Measured]) -> Figure:
             axes.barh([i + offset for i in range(len(rows))], lengths, 0.36, color=colour, label=label)
         for i, row in enumerate(rows):
             # One line is labelled, or the legend would name it once a row.
-            label = "chance" if i == 0 else None
+            named = "chance" if i == 0 else None
             if row.chance is not None:
                 place, ends = [100 * row.chance] * 2, [i - 0.42, i + 0.42]
-                axes.plot(place, ends, color=ORANGE, linewidth=1.5, label=label)
+                axes.plot(place, ends, color=ORANGE, linewidth=1.5, label=named)
         axes.set_title(f"{group}, %", fontsize=10, loc="left")
         axes.set_xlim(-1, 101)
         axes.tick_params(axis="y", length=0)

@@ -111,7 +111,7 @@ def _run_page(
     }
     sections = [_split(number, title, rows) for number, (title, rows) in enumerate(measured(metrics).items())]
     if audit is None:
-        sections += _unmeasured(not_measured(metrics["after"]["unmet"]))
+        sections += _unmeasured(not_measured(metrics["unmet"]))
     else:
         sections += _audit(audit)
     sections += [*_loss(history), *_settings(metrics["settings"])]
@@ -134,7 +134,9 @@ def _split(number: int, title: str, rows: list[Measured]) -> Section:
     name = f"bars-{number}"
     described = f"Bars of the table above: before in grey, after in blue; {len(rows)} measures."
     svg = _svg(before_after_bars(rows), name, f"{title}: before and after", described)
-    return Section(title.capitalize(), texts=(_READING,) if number == 0 else (), table=table, svg=svg)
+    texts = [_READING] if number == 0 else []
+    texts += [f"{row.label} is measured on {row.on}." for row in rows if row.on]
+    return Section(title.capitalize(), texts=tuple(texts), table=table, svg=svg)
 
 
 def _audit(report: Mapping[str, Any]) -> list[Section]:

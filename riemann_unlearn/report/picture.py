@@ -121,8 +121,8 @@ def _bars(axes: Axes, metrics: Mapping[str, Any], split: str) -> None:
         axes.bar_label(bars, fmt="%.0f", fontsize=9)
     for i, (_, row) in enumerate(shown):
         if row.chance is not None:
-            label = "chance" if i == 0 else None
-            axes.plot([i - 0.42, i + 0.42], [100 * row.chance] * 2, color=ORANGE, label=label)
+            named = "chance" if i == 0 else None
+            axes.plot([i - 0.42, i + 0.42], [100 * row.chance] * 2, color=ORANGE, label=named)
     names = {"forget": "forgotten", "retain": "retained"}
     axes.set_xticks(
         range(len(shown)),

@@ -31,6 +31,8 @@ class Measured:
     """Before and after, by group, each in [0, 1]; None for a group without images."""
     chance: float | None
     """What a guess scores, where that is known."""
+    on: str = ""
+    """The images it was measured on, where the table's title does not say it."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
         f"(seed {metrics['seed']}, {steps}{metrics['seconds']:.0f} s)"
     )
     tables = [run_table(title, rows) for title, rows in measured(metrics).items()]
-    return _text(head, tables, not_measured(metrics["after"]["unmet"]))
+    return _text(head, tables, _places(metrics["on"]), not_measured(metrics["unmet"]))
 
 
 def evaluation_table(report: Mapping[str, Any]) -> str:
@@ -89,10 +91,13 @@ def evaluation_table(report: Mapping[str, Any]) -> str:
         )
         for title, rows in once.items()
     ]
+    places = _places(report["on"])
     if "full_audit" in report:
         head += f"; neighbours are {', '.join(report['full_audit']['neighbours']) or 'none'}"
-        tables += [asked.table for asked in audit_tables(report["full_audit"])]
-    return _text(head, tables, not_measured(report["unmet"]))
+        audit = audit_tables(report["full_audit"])
+        tables += [asked.table for asked in audit]
+        places |= {asked.table.title: asked.on for asked in audit}
+    return _text(head, tables, places, not_measured(report["unmet"]))
 
 
 def measured(metrics: Mapping[str, Any]) -> dict[str, list[Measured]]:
@@ -124,6 +129,7 @@ def measured(metrics: Mapping[str, Any]) -> dict[str, list[Measured]]:
             (known[name].label or known[name].title) if name in known else name,
             {group: (first[name][group], last[name][group]) for group in GROUPS},
             chance.get(name),
+            metrics.get("on", {}).get(name, ""),
         )
         for name in first
         if name in last
@@ -207,6 +213,8 @@ def _zero_shot_rows(shares: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...
     First the level above the most specific, which most concepts are asked for at; then the most specific, in
     two strengths; then what is more general.
     """
+    if "levels" not in shares:
+        raise ValueError("the metrics name no levels: an older version wrote them; make the run again")
     first, *above = shares["levels"]
     own = [
         (f"recall@1 ({first})", ("levels", first, "accuracy")),
@@ -236,6 +244,16 @@ def _written(value: Any) -> dict[str, str]:
     return {"": f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)}
 
 
-def _text(head: str, tables: Sequence[Table], unmet: Mapping[str, str]) -> str:
-    reasons = [f"\nnot measured: {title}: {reason}" for title, reason in unmet.items()]
-    return "\n".join([head, *([tables_text(tables)] if tables else []), *reasons])
+def _places(on: Mapping[str, str]) -> dict[str, str]:
+    """What the measures beside zero-shot accuracy were made on, by their rows' labels."""
+    known = chosen_measures()
+    return {(known[name].label or known[name].title) if name in known else name: on[name] for name in on}
+
+
+def _text(head: str, tables: Sequence[Table], places: Mapping[str, str], unmet: Mapping[str, str]) -> str:
+    by_place: dict[str, list[str]] = {}
+    for title, place in places.items():
+        by_place.setdefault(place, []).append(title)
+    lines = [f"\nmeasured on {place}: {'; '.join(titles)}" for place, titles in by_place.items() if place]
+    lines += [f"\nnot measured: {title}: {reason}" for title, reason in unmet.items()]
+    return "\n".join([head, *([tables_text(tables)] if tables else []), *lines])

@@ -57,8 +57,8 @@ def tables_text(tables: Sequence[Table]) -> str:
     --------
     >>> print(tables_text([Table("seen images", ("forget", "retain"), (Row("recall@1", ("0.0", "83.8")),))]))
     <BLANKLINE>
-    seen images  forget  retain
-    recall@1        0.0    83.8
+    seen images   forget  retain
+    recall@1         0.0    83.8
     """
     labels = [
         text for table in tables for text in (table.title, table.corner, *(r.label for r in table.rows))

@@ -92,6 +92,7 @@ class Space(ABC):
         A space whose matrix loses digits for near pairs overrides this by an elementwise formula, for
         training makes exactly these pairs near.
         """
+        # Diagonals of small blocks: 64 times the work that is needed, and not N times.
         pieces = [self.pairwise(a[rows], b[rows]).diagonal() for rows in _slices(len(a), 64)]
         return torch.cat(pieces) if pieces else self.pairwise(a, b).diagonal()
 
@@ -119,6 +120,7 @@ class Space(ABC):
             Integers; pairs with equal ids are not negatives of each other.
         """
         s = self.pairwise(a, b)
+        # A product cannot resolve near pairs, and training makes the matched ones near.
         s = torch.diagonal_scatter(s, self.matched(a, b).to(s.dtype))
         return ops.from_similarities(s, self.scale, forget=forget, caption_ids=caption_ids)
 
@@ -155,8 +157,8 @@ class Space(ABC):
         ValueError
             For a similarity that is NaN.
         """
-        found = [s.topk(k, dim=1).indices for _, s in self._blocks(features, bank)]
-        return torch.cat(found) if found else torch.empty(0, k, dtype=torch.int64, device=bank.device)
+        indices = [s.topk(k, dim=1).indices for _, s in self._blocks(features, bank)]
+        return torch.cat(indices) if indices else torch.empty(0, k, dtype=torch.int64, device=bank.device)
 
     def mean(self, features: Tensor, own: Tensor, count: int) -> Tensor:
         """The mean of the features of each class, itself a feature.
@@ -254,6 +256,7 @@ class Space(ABC):
         """Rows of ``features``, a block at a time, with their similarities to the whole bank."""
         for rows in _slices(len(features), max(1, _ENTRIES // max(1, len(bank)))):
             s = self.pairwise(features[rows], bank)
+            # Of two comparisons with NaN both are false: a feature that is none would have rank 0.
             if s.isnan().any():
                 raise ValueError("the similarities contain NaN; the features, or the space, are not finite")
             yield rows, s

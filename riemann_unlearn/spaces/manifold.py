@@ -8,7 +8,7 @@ fused op applies and there are entailment cones. Any other manifold lends its ow
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import geoopt
@@ -57,20 +57,19 @@ class OnManifold(Space):
 
     manifold: geoopt.Manifold = None  # no manifold is refused below
     min_radius: float = 0.1
+    _hyperbolic: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what is no manifold."""
         if not isinstance(self.manifold, geoopt.Manifold):
             raise TypeError(f"manifold must be a geoopt.Manifold, got {self.manifold!r}")
+        # Once, and not at every call: the sign of a k on a GPU would have to be waited for.
+        object.__setattr__(self, "_hyperbolic", _is_hyperbolic(self.manifold))
 
     @property
     def has_cones(self) -> bool:
-        """Whether the manifold is a hyperbolic space that this library knows."""
-        base, _ = _unscaled(self.manifold)
-        if isinstance(base, (geoopt.Lorentz, geoopt.PoincareBall)):
-            return True
-        # A Stereographic is a ball, a plane or a sphere by the sign of k alone.
-        return isinstance(base, geoopt.Stereographic) and bool(base.k < 0)
+        """Whether the manifold was a hyperbolic space that this library knows when this was made."""
+        return self._hyperbolic
 
     def pairwise(self, a: Tensor, b: Tensor) -> Tensor:
         """-d, shape (N, M)."""
@@ -162,7 +161,9 @@ class OnManifold(Space):
     def _own(self, a: Tensor, b: Tensor) -> Tensor:
         """The negative of the manifold's own distance, shape (N,)."""
         try:
-            d: Tensor = self.manifold.dist(_widen(a), _widen(b))
+            # Some distances take matrix products, which autocast would round to three digits.
+            with torch.autocast(a.device.type, enabled=False):
+                d: Tensor = self.manifold.dist(_widen(a), _widen(b))
         except NotImplementedError:
             raise ValueError(
                 f"geoopt has no distance on {self._described()}; use a manifold with a dist, or a Space of "
@@ -195,6 +196,14 @@ def _unscaled(manifold: geoopt.Manifold) -> tuple[geoopt.Manifold, Tensor | None
         own = working(manifold.scale)
         scale, manifold = own if scale is None else scale * own, manifold.base
     return manifold, scale
+
+
+def _is_hyperbolic(manifold: geoopt.Manifold) -> bool:
+    base, _ = _unscaled(manifold)
+    if isinstance(base, (geoopt.Lorentz, geoopt.PoincareBall)):
+        return True
+    # A Stereographic is a ball, a plane or a sphere by the sign of k alone.
+    return isinstance(base, geoopt.Stereographic) and bool(base.k < 0)
 
 
 def _curvature(base: geoopt.Manifold) -> Tensor:

@@ -12,6 +12,8 @@ subclassing it and saying what is tested::
             return MyManifold(torch.tensor(c, dtype=dtype))
 """
 
+from riemann_unlearn.testing.losses import LossLaws
 from riemann_unlearn.testing.manifolds import ConeLaws, HyperbolicLaws
+from riemann_unlearn.testing.spaces import SpaceLaws
 
-__all__ = ["ConeLaws", "HyperbolicLaws"]
+__all__ = ["ConeLaws", "HyperbolicLaws", "LossLaws", "SpaceLaws"]

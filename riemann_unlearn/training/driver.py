@@ -112,7 +112,7 @@ class Driver:
     batch : object
         The batch of the step that is being taken, on the device.
     whole : bool
-        Whether the parameters are those after ``step`` steps.
+        Whether the parameters, and what the callbacks keep, are those after ``step`` steps.
 
     Raises
     ------
@@ -194,9 +194,14 @@ class Driver:
         for callback in self.callbacks:
             callback.updated(self)
         self.step += 1
-        self.whole = True
-        for callback in self.callbacks:
-            callback.stepped(self, record)
+        try:
+            # Each is told, in their order, also when one before it raises: a history without the record of a
+            # step that was taken would not be that of these parameters.
+            with contextlib.ExitStack() as telling:
+                for callback in reversed(self.callbacks):
+                    telling.callback(callback.stepped, self, record)
+        finally:
+            self.whole = True
         self.batch = None  # the graph that its features hold goes before the next one is made
 
     def _descend(self) -> dict[str, Any]:

@@ -255,6 +255,7 @@ class _Run:
     def metrics(self) -> dict[str, Any]:
         """The contents of ``metrics.json``."""
         before, after = self.before or self._evaluate(), self._evaluate()
+        # What an evaluation says beside the groups' figures: the same before and after, so it stands once.
         aside = ("audit", "on", "unmet")
         return {
             "method": self.config.method,
@@ -276,12 +277,12 @@ class _Run:
 
     def interrupted(self) -> str:
         """Where the run was interrupted, and how to go on."""
-        steps = f" after {len(self.history.records)} of {self.method.steps} steps"
-        return f"interrupted{steps if isinstance(self.method, GradientMethod) else ''}; " + (
-            f"{self.directory.folder} can be resumed"
-            if self.directory
-            else "without an output folder nothing was kept"
-        )
+        where = ""
+        if isinstance(self.method, GradientMethod):
+            where = f" after {len(self.history.records)} of {self.method.steps} steps"
+        if self.directory is None:
+            return f"interrupted{where}; without an output folder nothing was kept"
+        return f"interrupted{where}; {self.directory.folder} can be resumed"
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured, whether a direct method is done, and how long it all took."""

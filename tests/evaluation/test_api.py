@@ -30,6 +30,7 @@ OWN = [
     "relearning",
     "membership",
     "alignment",
+    "landing",
     "hierarchy",
 ]
 OTHERS = {"on", "unmet", "chance", "seconds", "neighbours"}
@@ -42,6 +43,7 @@ SHORT = [
     Relearning(steps=(1,), shots=(1,)),
     Membership(resamples=5),
     "alignment",
+    "landing",
     "hierarchy",
 ]
 """Every measure that the world admits, those that take long with less of it."""
@@ -100,7 +102,7 @@ def test_rows_and_figures_are_made_of_what_a_file_gives_back(report: dict[str, A
             assert isinstance(figure, Figure)
             figure.canvas.draw()
             drawn.add(name)
-    assert drawn == {"recovery", "relearning", "alignment", "hierarchy"}
+    assert drawn == {"recovery", "relearning", "alignment", "landing", "hierarchy"}
 
 
 def test_a_measure_against_a_reference_is_only_made_against_another(report: dict[str, Any]) -> None:
@@ -144,7 +146,8 @@ def test_without_held_out_images_each_measure_says_what_it_was_made_on_or_why_no
     for name in full["unmet"]:
         assert full[name] == {"after": None}
         assert name not in full["on"]
-    assert full["on"] == dict.fromkeys(["zero_shot", "retrieval", "alignment", "hierarchy"], "seen images")
+    made = ["zero_shot", "retrieval", "alignment", "landing", "hierarchy"]
+    assert full["on"] == dict.fromkeys(made, "seen images")
     assert list(full["zero_shot"]["after"]) == ["seen"]
     assert "heldout" not in got
     assert got["audit"] == {}

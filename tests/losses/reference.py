@@ -80,3 +80,18 @@ def terms(
             goal = mean([radius[a] for a in retain])
             found["norm_loss"] += mean([(radius[a] - goal) ** 2 for a in gone]) / 2
     return found
+
+
+def siglip(
+    images: Sequence[Vector], texts: Sequence[Vector], ids: Sequence[int], tau: float, bias: float
+) -> float:
+    """SigLIP's loss, equation 1 of arXiv 2303.15343: every pair by itself; equal captions are left out."""
+    total = 0.0
+    for a, image in enumerate(images):
+        for b, text in enumerate(texts):
+            logit = tau * cosine(image, text, 1.0) + bias
+            if a == b:
+                total += math.log(1 + math.exp(-logit))
+            elif ids[a] != ids[b]:
+                total += math.log(1 + math.exp(logit))
+    return total / len(images)

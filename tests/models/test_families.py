@@ -261,6 +261,12 @@ def test_a_map_of_image_features_is_folded_into_the_tower(family: DualEncoder) -
     before = family.visual(pixels)
     family.transform_image_features_(matrix)
     assert torch.allclose(family.visual(pixels), before @ matrix.mT, atol=1e-4)
+    tower: Any = torch.nn.Sequential(*family.visual, torch.nn.LayerNorm(16))
+    family.visual = tower
+    weight = tower[1].weight.clone()
+    with pytest.raises(ValueError, match="does not end in a linear layer to 16 features"):
+        family.transform_image_features_(matrix)
+    assert torch.equal(tower[1].weight, weight)
     family.visual = torch.nn.Identity()
     with pytest.raises(ValueError, match="does not end in a linear layer to 16 features"):
         family.transform_image_features_(matrix)

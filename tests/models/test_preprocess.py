@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
+import riemann_unlearn as ru
 from riemann_unlearn import models
 from riemann_unlearn.models import DualEncoder
 from tests.models.test_families import config_of, images
@@ -125,3 +128,38 @@ def test_images_and_tokens_go_to_the_models_device(model: DualEncoder) -> None:
     assert moved.preprocess(list(images())).is_meta
     assert moved.tokenize(["owl"]).is_meta
     assert moved.encode_text(moved.tokenize(["owl"])).is_meta
+
+
+def test_unlearning_and_training_show_images_as_evaluation_does(
+    world: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = config_of("CLIP")
+    config["model_cfg"]["vision_cfg"] |= {"image_size": 8, "patch_size": 4}  # the world's images have 16
+    model = models.create_model(config)
+    callers = []
+
+    def resize(self: DualEncoder, images: Any) -> torch.Tensor:
+        callers.append(sys._getframe(1).f_code.co_name)
+        return original(self, images)
+
+    original = DualEncoder.resize
+    monkeypatch.setattr(DualEncoder, "resize", resize)
+    ru.unlearn(model, world, forget="owl", method="finetune", settings={"steps": 1}, progress=False)
+    assert "_fitted" in callers
+    callers.clear()
+    settings = ru.training.TrainConfig(epochs=1, batch_size=8)
+    ru.training.train(config, settings, tmp_path / "run", data=world, progress=False)
+    assert "_fitted" in callers
+
+
+def test_everything_works_where_the_default_dtype_is_float64(world: Any) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = models.create_model(config_of("MERU"))
+        for method in ("tilt", "hac"):
+            result = ru.unlearn(
+                model, world, forget="owl", method=method, settings={"steps": 1}, progress=False
+            )
+            assert {p.dtype for p in result.model.parameters()} == {torch.float32}
+    finally:
+        torch.set_default_dtype(torch.float32)

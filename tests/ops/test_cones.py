@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from torch import Tensor
 
-import riemann_unlearn.ops.cones  # noqa: F401
 from riemann_unlearn.losses import functional
 from riemann_unlearn.ops import Cones, cones
+from riemann_unlearn.ops.cones import op, reference
+from tests.ops.dispatch import force
 from tests.ops.test_contrastive import B, D, batch, directions, error, gradients, leaves
-
-module = sys.modules["riemann_unlearn.ops.cones"]  # the package's name for it is the function
 
 
 def total(found: Cones) -> Tensor:
@@ -32,7 +29,7 @@ def total(found: Cones) -> Tensor:
 def test_float32_is_right_wherever_the_features_lie(kind: str, radius: float) -> None:
     sides, c = batch(kind, radius), torch.tensor(0.7)
     inputs, references = leaves(*sides, c), leaves(*(side.double() for side in sides), c.double())
-    got, want = total(cones(*inputs)), total(module.reference(*references))
+    got, want = total(cones(*inputs)), total(reference(*references))
     assert error(got, want) < 1e-6
     for mine, theirs in zip(gradients(got, inputs), gradients(want, references), strict=True):
         assert mine.isfinite().all()
@@ -46,7 +43,7 @@ def test_images_ahead_behind_beside_and_at_their_captions() -> None:
     for image in (1.5 * text, 0.5 * text, -text, text.clone(), 0 * text, text + 1e-3 * beside):
         inputs = leaves(text, image, torch.tensor(1.0))
         references = leaves(text.double(), image.double(), torch.tensor(1.0).double())
-        found, want = cones(*inputs), module.reference(*references)
+        found, want = cones(*inputs), reference(*references)
         assert torch.allclose(found.outside, want.outside, atol=1e-6)
         assert all(g.isfinite().all() for g in gradients(total(found), inputs))
     at_origin = leaves(0 * text, beside, torch.tensor(1.0))
@@ -67,14 +64,14 @@ def test_gradients_match_differences() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck's own
 def test_torch_finds_nothing_wrong_with_the_operator() -> None:
     text, image = (side[:12] for side in batch("random", 1.0))
-    results = torch.library.opcheck(module._forward, (*leaves(text, image, torch.tensor(1.0)), 0.1))
+    results = torch.library.opcheck(op._forward, (*leaves(text, image, torch.tensor(1.0)), 0.1))
     assert set(results.values()) == {"SUCCESS"}
 
 
 def test_where_there_are_no_kernels_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     text, image = (side.double() for side in batch("random", 1.0))
     want = cones(text, image, 0.7)
-    monkeypatch.setattr(module, "backend", lambda device: "reference")
+    force(monkeypatch, cones="reference")
     for mine, theirs in zip(cones(text, image, 0.7), want, strict=True):
         assert torch.allclose(mine, theirs)
 

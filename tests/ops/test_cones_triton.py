@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from riemann_unlearn.ops import cones
+from riemann_unlearn.ops.cones import reference
+from tests.ops.dispatch import force
 from tests.ops.test_cones import check_that_it_is_seen, total
-from tests.ops.test_cones import module as cones_module
 from tests.ops.test_contrastive import batch, directions, error, gradients, leaves
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,7 +23,7 @@ triton = pytest.importorskip("triton")
 
 @pytest.fixture
 def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cones_module, "backend", lambda device: "triton")
+    force(monkeypatch, cones="triton")
 
 
 @pytest.mark.usefixtures("by_triton")
@@ -32,7 +33,7 @@ def test_cones_are_right_wherever_the_features_lie(kind: str, radius: float) -> 
     sides, c = batch(kind, radius), torch.tensor(0.7)
     inputs = leaves(*(t.to(DEVICE) for t in (*sides, c)))
     references = leaves(*(side.double() for side in sides), c.double())
-    found, want = cones(*inputs), cones_module.reference(*references)
+    found, want = cones(*inputs), reference(*references)
     for mine, theirs in zip(found, want, strict=True):
         assert torch.allclose(mine.cpu(), theirs, rtol=1e-12, atol=1e-12)
     got = gradients(total(type(found)(*(t.cpu() for t in found))), inputs)
@@ -45,7 +46,7 @@ def test_images_ahead_behind_beside_and_at_their_captions() -> None:
     text, beside = directions(8, 1) * 2, directions(8, 2)
     for image in (1.5 * text, 0.5 * text, -text, text.clone(), 0 * text, text + 1e-3 * beside):
         inputs = leaves(text.to(DEVICE), image.to(DEVICE), torch.tensor(1.0).to(DEVICE))
-        want = cones_module.reference(text.double(), image.double(), 1.0)
+        want = reference(text.double(), image.double(), 1.0)
         found = cones(*inputs)
         assert torch.allclose(found.outside.cpu(), want.outside, atol=1e-6)
         assert all(g.isfinite().all() for g in gradients(found.outside.sum(), inputs))
@@ -58,7 +59,7 @@ def test_images_ahead_behind_beside_and_at_their_captions() -> None:
 
 @pytest.mark.usefixtures("by_triton")
 def test_vectors_wider_than_a_program_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    from riemann_unlearn.ops import cones_triton
+    from riemann_unlearn.ops.cones import triton as cones_triton
 
     sides = [side.to(DEVICE) for side in batch("random", 2.0)]
     inputs, again = leaves(*sides, torch.tensor(0.7)), leaves(*sides, torch.tensor(0.7))
@@ -99,7 +100,9 @@ class Recorder:
 @pytest.mark.usefixtures("by_triton")
 def test_kernels_that_take_differences_are_compiled_without_fusing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fused x·a - y·b of equal rows is not 0. Only a GPU fuses: the option is what can be seen anywhere."""
-    from riemann_unlearn.ops import cones_triton, ranks_triton, topk_triton
+    from riemann_unlearn.ops.cones import triton as cones_triton
+    from riemann_unlearn.ops.ranks import triton as ranks_triton
+    from riemann_unlearn.ops.topk import triton as topk_triton
 
     seen: list[dict[str, Any]] = []
     kernels = {cones_triton: "_measure _step", topk_triton: "_nearest _measure", ranks_triton: "_own _count"}
@@ -118,7 +121,11 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from riemann_unlearn.ops import cones_triton, contrastive_triton, ranks_triton, topk_triton
+from riemann_unlearn.ops.cones import triton as cones_triton
+from riemann_unlearn.ops.contrastive import triton as contrastive_triton
+from riemann_unlearn.ops.launch import UNFUSED
+from riemann_unlearn.ops.ranks import triton as ranks_triton
+from riemann_unlearn.ops.topk import triton as topk_triton
 
 NUMBERS = "rows columns first_own count groups inner a_row a_inner b_inner b_column out_row"
 LONG = dict.fromkeys(("ids", "own", "chosen"), "*i64")
@@ -133,7 +140,7 @@ def compiled(kernel, real, constants, config=None, fused=True, **kinds):
         for name in kernel.arg_names
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages} if config else {}
-    options |= {} if fused else cones_triton.UNFUSED
+    options |= {} if fused else UNFUSED
     source, hopper = ASTSource(kernel, signature, constants), GPUTarget("cuda", 90, 32)
     made = triton.compile(source, target=hopper, options=options)
     assert made.asm["cubin"]
@@ -142,7 +149,7 @@ def compiled(kernel, real, constants, config=None, fused=True, **kinds):
 numbers = "*fp64"
 pairs = {"K": 0.2, "BLOCK": 256}
 for kernel in (cones_triton._measure, cones_triton._step):
-    features = dict.fromkeys(("text", "image", "out", "out_image"), "*fp32")
+    features = dict.fromkeys(("broad", "narrow", "out", "out_narrow"), "*fp32")
     compiled(kernel, numbers, pairs, fused=False, **features)
 for precision in ("tf32x3", "tf32", "bf16"):
     kernel = contrastive_triton._product

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import sys
 from collections.abc import Sequence
@@ -11,18 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import riemann_unlearn.ops.contrastive  # noqa: F401
 from riemann_unlearn.geometry import tangent
-from riemann_unlearn.ops import (
-    Contrastive,
-    backend,
-    contrastive,
-    contrastive_layout,
-    contrastive_tiled,
-    workers,
-)
-
-module = sys.modules["riemann_unlearn.ops.contrastive"]  # the package's name for it is the function
+from riemann_unlearn.ops import Contrastive, backend, contrastive, workers
+from riemann_unlearn.ops.contrastive import layout, op, reference, tiled
+from riemann_unlearn.ops.contrastive.layout import Fate
+from tests.ops.dispatch import force, home
 
 B, D = 96, 32
 
@@ -30,17 +22,16 @@ B, D = 96, 32
 @pytest.fixture(params=["numba", "tiled"])
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Who does what is between the products: compiled code, or torch."""
-    monkeypatch.setattr(
-        sys.modules["riemann_unlearn.ops.backend"], "has_numba", lambda: request.param == "numba"
-    )
+    if request.param == "tiled":
+        force(monkeypatch, contrastive="tiled", polar="torch")
     return str(request.param)
 
 
 def use_tiles(monkeypatch: pytest.MonkeyPatch, rows: int, columns: int) -> None:
     for name in ("ROWS", "ROWS_OF_TORCH"):
-        monkeypatch.setattr(contrastive_layout, name, rows)
-    for home in (contrastive_layout, contrastive_tiled):
-        monkeypatch.setattr(home, "COLUMNS", columns)
+        monkeypatch.setattr(layout, name, rows)
+    for reader in (layout, tiled):
+        monkeypatch.setattr(reader, "COLUMNS", columns)
 
 
 def seed(number: int) -> torch.Generator:
@@ -168,7 +159,7 @@ def test_tiles_of_every_kind_agree(
 ) -> None:
     """Near, far and ordinary rows in one batch, in tiles so small that each kind of tile occurs."""
     monkeypatch.setattr(workers, "count", lambda: threads)
-    monkeypatch.setattr(contrastive_layout, "WORTH_WORKERS", 0)
+    monkeypatch.setattr(layout, "WORTH_WORKERS", 0)
     use_tiles(monkeypatch, 8, 16)
     radii = torch.repeat_interleave(torch.tensor([0.5, 2.0, 9.0, 45.0]), B // 4)[:, None]
     x, y = directions(B, 1) * radii, directions(B, 2) * radii.roll(5, 0)
@@ -183,11 +174,9 @@ def test_tiles_of_every_kind_agree(
     for mine, theirs in zip(gradients(total(found), inputs), gradients(want, references), strict=True):
         assert error(mine, theirs) < 1e-4
     if c is not None and not masked:
-        problem = contrastive_layout.Problem(x, y, tau.double(), curvature.double(), forget, ids, 0, True)
-        plan = contrastive_tiled.forward(problem).plan
-        assert plan.isnan().any()
-        assert plan.isinf().any()
-        assert (plan.isfinite() & (plan != 0)).any()
+        problem = layout.Problem(x, y, tau.double(), curvature.double(), forget, ids, 0, True)
+        plan = op.implementation("contrastive", x).forward(problem).plan
+        assert set(plan[:, 0].tolist()) == set(Fate)
 
 
 @pytest.mark.parametrize("c", [0.7, None])
@@ -212,7 +201,7 @@ def test_the_reference_gives_the_same(c: float | None, masked: bool, offset: int
     x, y = (side.double() for side in batch("random", 1.0))
     masks = {"forget": FORGET, "caption_ids": IDS} if masked else {}
     x = x[:40].requires_grad_()
-    found, want = (op(x, y, 7.0, c, offset=offset, **masks) for op in (contrastive, module.reference))
+    found, want = (give(x, y, 7.0, c, offset=offset, **masks) for give in (contrastive, reference))
     for mine, theirs in zip(found, want, strict=True):
         assert torch.allclose(mine, theirs)
     for mine, theirs in zip(gradients(found.rows.sum(), [x]), gradients(want.rows.sum(), [x]), strict=True):
@@ -234,7 +223,7 @@ def test_gradients_match_differences() -> None:
 def test_torch_finds_nothing_wrong_with_the_operator() -> None:
     x, y = (side[:12] for side in batch("random", 1.0))
     arguments = (*leaves(x, y, torch.tensor(5.0), torch.tensor(1.0)), FORGET[:12], IDS[:12], 0, True)
-    results = torch.library.opcheck(module._forward, arguments)
+    results = torch.library.opcheck(op._forward, arguments)
     assert set(results.values()) == {"SUCCESS"}
 
 
@@ -299,24 +288,18 @@ def test_memory_is_linear_in_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
             return out
 
     x, y = (torch.cat([side, 1.1 * side]) for side in batch("random", 1.0))
-    problem = contrastive_layout.Problem(x, y, torch.tensor(5.0), torch.tensor(1.0), None, None, 0, True)
+    problem = layout.Problem(x, y, torch.tensor(5.0), torch.tensor(1.0), None, None, 0, True)
     with Watch():
-        found = contrastive_tiled.forward(problem)
-        contrastive_tiled.backward(problem, found, (found.matched, found.rows, found.columns, found.negative))
+        found = tiled.forward(problem)
+        tiled.backward(problem, found, (found.matched, found.rows, found.columns, found.negative))
     assert len(x) ** 2 > 2 * len(x) * (D + 2)
     assert max(sizes) == len(x) * (D + 2)
-
-
-def test_the_cpu_runs_tiles() -> None:
-    assert backend("cpu") == "numba"
-    assert backend(torch.device("mps")) == "reference"
-    assert backend("cuda") == "triton"
 
 
 def test_where_there_are_no_kernels_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = (side.double() for side in batch("random", 1.0))
     want = contrastive(x, y, 5.0, 1.0, forget=FORGET)
-    monkeypatch.setattr(module, "backend", lambda device: "reference")
+    force(monkeypatch, contrastive="reference")
     for mine, theirs in zip(contrastive(x, y, 5.0, 1.0, forget=FORGET), want, strict=True):
         assert torch.allclose(mine, theirs)
 
@@ -339,20 +322,21 @@ def test_bad_arguments_are_refused() -> None:
 
 def test_without_numba_torch_does_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)  # as if it were not installed
-    home = sys.modules["riemann_unlearn.ops.backend"]
-    home._imports.cache_clear()
+    home.has_numba.cache_clear()
+    home._choose.cache_clear()
     try:
         assert backend("cpu") == "tiled"
         x, y = batch("random", 1.0)
         assert contrastive(x, y, 5.0, 1.0).rows.isfinite().all()
     finally:
-        home._imports.cache_clear()
+        home.has_numba.cache_clear()
+        home._choose.cache_clear()
 
 
 @pytest.mark.parametrize("passes", ["numba"], indirect=True)
 def test_the_compiled_functions_are_right_to_rounding(passes: str) -> None:
     """Cephes' polynomials are within two units of the last place; four of 2^-23 for what is around them."""
-    kernels = importlib.import_module("riemann_unlearn.ops.contrastive_numba")
+    kernels = pytest.importorskip("riemann_unlearn.ops.contrastive.passes")
     x = torch.linspace(-86.9, 87.9, 4001)
     found = torch.tensor([kernels._exp(v) for v in x.numpy()])
     assert torch.allclose(found.double(), x.double().exp(), rtol=2.0**-21, atol=0)

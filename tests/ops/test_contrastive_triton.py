@@ -10,7 +10,7 @@ from tests.ops.test_contrastive import FORGET, IDS, B, batch, error, exact, grad
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton")
-kernels = pytest.importorskip("riemann_unlearn.ops.contrastive_triton")
+kernels = pytest.importorskip("riemann_unlearn.ops.contrastive.triton")
 
 
 def run(

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from torch import Tensor
 
-import riemann_unlearn.ops.ranks  # noqa: F401
 from riemann_unlearn.geometry import tangent
 from riemann_unlearn.ops import ranks as on_any_device
+from riemann_unlearn.ops.ranks import blocks, op
 from tests.ops.test_contrastive import D, directions
 from tests.ops.test_topk import run_by
-
-module = sys.modules["riemann_unlearn.ops.ranks"]  # the package's name for it is the function
 
 
 @pytest.fixture(params=["torch", "triton"])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    return run_by(request, module)
+    return run_by(request, "ranks")
 
 
 def ranks(
@@ -34,8 +30,8 @@ OWN = torch.arange(75) * 2
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "QUERIES", 16)
-    monkeypatch.setattr(module, "BLOCK", 32)
+    monkeypatch.setattr(blocks, "QUERIES", 16)
+    monkeypatch.setattr(blocks, "BLOCK", 32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -79,7 +75,7 @@ def test_what_is_no_number_counts_against_the_query(device: torch.device) -> Non
 
 def test_torch_finds_nothing_wrong_with_the_operator() -> None:
     arguments = (directions(4, 1), directions(9, 2), torch.arange(4), torch.tensor(1.0), True)
-    assert set(torch.library.opcheck(module._ranks, arguments).values()) == {"SUCCESS"}
+    assert set(torch.library.opcheck(op._ranks, arguments).values()) == {"SUCCESS"}
 
 
 def test_bad_arguments_are_refused() -> None:

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
-
 import pytest
 import torch
 from torch import Tensor
 
-import riemann_unlearn.ops.topk  # noqa: F401
 from riemann_unlearn.geometry import tangent
 from riemann_unlearn.ops import TopK
 from riemann_unlearn.ops import topk as on_any_device
+from riemann_unlearn.ops.topk import blocks, op
+from tests.ops.dispatch import force
 from tests.ops.test_contrastive import D, directions
 
-module = sys.modules["riemann_unlearn.ops.topk"]  # the package's name for it is the function
 
-
-def run_by(request: pytest.FixtureRequest, module: ModuleType) -> torch.device:
-    """Have an op of ``module`` done by torch on the CPU, or by Triton, interpreted where there is no GPU."""
+def run_by(request: pytest.FixtureRequest, op: str) -> torch.device:
+    """Have an op done by torch on the CPU, or by Triton, interpreted where there is no GPU."""
     if request.param == "torch":
         return torch.device("cpu")
     pytest.importorskip("triton")
-    request.getfixturevalue("monkeypatch").setattr(module, "backend", lambda device: "triton")
+    force(request.getfixturevalue("monkeypatch"), **{op: "triton"})
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(params=["torch", "triton"])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    return run_by(request, module)
+    return run_by(request, "topk")
 
 
 def topk(queries: Tensor, bank: Tensor, k: int, c: float | None = None, *, device: torch.device) -> TopK:
@@ -47,9 +43,9 @@ def test_it_finds_what_a_search_of_everything_finds(
     device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "GROUP", group)
-    monkeypatch.setattr(module, "QUERIES", 16)
-    monkeypatch.setattr(module, "BLOCK", 32)
+    monkeypatch.setattr(blocks, "GROUP", group)
+    monkeypatch.setattr(blocks, "QUERIES", 16)
+    monkeypatch.setattr(blocks, "BLOCK", 32)
     queries = (directions(40, 1) * radius).to(dtype)
     bank = (directions(150, 2) * radius * torch.linspace(0.5, 1, 150)[:, None]).to(dtype)
     everything = -tangent.dist(queries[:, None].double(), bank[None].double(), 0.7)
@@ -100,9 +96,9 @@ def test_a_bank_of_half_precision_is_read_as_it_is(device: torch.device) -> None
 
 
 def test_wide_rows_and_many_queries_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_gpu = pytest.importorskip("riemann_unlearn.ops.topk_triton")
+    on_gpu = pytest.importorskip("riemann_unlearn.ops.topk.triton")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    monkeypatch.setattr(module, "backend", lambda device: "triton")
+    force(monkeypatch, topk="triton")
     rows = directions(40, 1), directions(150, 2)
     want = topk(*rows, 3, 1.0, device=device)
     monkeypatch.setattr(on_gpu, "WIDEST", 16)
@@ -114,7 +110,7 @@ def test_wide_rows_and_many_queries_are_taken_in_pieces(monkeypatch: pytest.Monk
 
 def test_torch_finds_nothing_wrong_with_the_operator() -> None:
     arguments = (directions(4, 1), directions(9, 2), 2, torch.tensor(1.0), True)
-    assert set(torch.library.opcheck(module._topk, arguments).values()) == {"SUCCESS"}
+    assert set(torch.library.opcheck(op._topk, arguments).values()) == {"SUCCESS"}
 
 
 def test_bad_arguments_are_refused() -> None:

@@ -47,6 +47,7 @@ def metrics(*, heldout: bool = True, levels: Sequence[str] = LEVELS, **changes: 
     before = evaluation(0.9, 0.8, heldout=heldout, levels=levels)
     after = evaluation(0.0, 0.75, heldout=heldout, levels=levels)
     audits = {"before": before.pop("audit"), "after": after.pop("audit")}
+    aside = {name: after.pop(name) for name in ("on", "unmet") if before.pop(name) is not None}
     return {
         "method": "hac",
         "model": "meru<b>",
@@ -60,6 +61,7 @@ def metrics(*, heldout: bool = True, levels: Sequence[str] = LEVELS, **changes: 
         "before": before,
         "after": after,
         "audit": audits,
+        **aside,
         **changes,
     }
 

@@ -81,6 +81,7 @@ def test_a_run_is_a_page(tmp_path: Path) -> None:
     assert "meru<b>" in page.of("bdi")
     assert "Forget food & drink" in page.of("bdi")
     assert page.of("td")[:8] == ["%", "90.0", "0.0", "-90.0", "80.0", "75.0", "-5.0", "chance 1.00"]
+    assert "by keywords (recall@1) is measured on seen images." in page.of("p")
     assert page.count("svg") == 4  # bars of three tables, and the curves
     assert "2 steps: a_loss from 1 to 1; b_loss from 2 to 0.5." in page.of("desc")
 
@@ -104,11 +105,13 @@ def test_nothing_from_outside_is_markup(tmp_path: Path) -> None:
     levels = (HOSTILE, "b")
     hostile = metrics(
         levels=levels,
-        **dict.fromkeys(("method", "model", "data"), HOSTILE),
+        method=HOSTILE,
+        model=HOSTILE,
+        data=HOSTILE,
         forget=[HOSTILE],
         settings={HOSTILE: HOSTILE},
     )
-    hostile["after"]["unmet"] = {HOSTILE: HOSTILE}
+    hostile["unmet"] = {HOSTILE: HOSTILE}
     run = finished_run(tmp_path, hostile, [{f"{HOSTILE}_loss": 1.0}])
     page = page_of(run)
     assert f"recall@1 ({HOSTILE})" in page.of("bdi")
@@ -183,6 +186,16 @@ def test_a_third_party_s_measure_is_shown_like_ours(tmp_path: Path) -> None:
     assert page.of("td") == ["3", "2"] * 2
     assert page.of("text") == ["before/after"]
     assert "bird" in page.of("bdi")
+
+
+def test_a_measure_of_another_program_is_shown_as_it_was_written(tmp_path: Path) -> None:
+    full = {"mine": {"after": {"owls": [3]}}, "on": {"mine": "owls"}, "neighbours": [], "unmet": {}}
+    report = {"model": "m", "data": "d", "forgotten": ["owl"], **evaluation(0.9, 0.8), "full_audit": full}
+    (tmp_path / "audit.json").write_text(json.dumps(report))
+    page = page_of(tmp_path)
+    assert page.of("h2") == ["mine"]
+    assert page.of("p")[1].startswith("No measure of this name is registered here")
+    assert page.of("td") == ["3"]
 
 
 @pytest.fixture(scope="module", params=["MERU", "CLIP"])

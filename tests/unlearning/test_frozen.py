@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -103,6 +105,87 @@ def test_the_model_is_left_without_hooks(tower: tuple[DualEncoder, Tower]) -> No
         raise RuntimeError("interrupted")
     assert not any(module._forward_hooks for module in model.modules())
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+class Twice(nn.Module):
+    """Layers in a list and in a sequence that is gone through by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listed = nn.ModuleList([nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)])
+        self.sequence = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
+        self.head = nn.Linear(3, 16)
+
+    def forward(self, images: Tensor) -> Tensor:
+        for layer in (*self.listed, *self.sequence):
+            images = layer(images)
+        assert len(self.sequence) == 2
+        assert self.sequence[0].kernel_size == self.listed[0].kernel_size == (1, 1)
+        return self.head(images.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_a_tower_finds_in_a_layer_what_it_looks_for() -> None:
+    model = make_model("MERU")
+    model.visual = Twice()
+    frozen = FrozenCopy(model, model.visual.head.parameters())
+    with frozen.following():
+        now = model.encode_image(IMAGES)
+    assert torch.equal(frozen.model.encode_image(IMAGES), now)
+    with pytest.raises(AttributeError, match="nonsense"):
+        frozen.model.visual.sequence.nonsense  # noqa: B018
+
+
+class TestTheCopyIsAModelLikeAnyOther:
+    def test_it_is_saved_and_copied(self, tower: tuple[DualEncoder, Tower]) -> None:
+        model, visual = tower
+        frozen = FrozenCopy(model, visual.moved())
+        with frozen.following():
+            now = model.encode_image(IMAGES).detach()
+            inside = copy.deepcopy(model)  # hooks are there now
+        assert torch.equal(inside.encode_image(IMAGES), now)
+        for again in (copy.deepcopy(frozen.model.visual), pickle.loads(pickle.dumps(frozen.model.visual))):
+            assert torch.equal(again(IMAGES), frozen.model.visual(IMAGES))
+            for weight in again.parameters():
+                weight.data.zero_()
+            assert torch.equal(again(IMAGES.flip(0)), torch.zeros(4, 16))
+        assert torch.equal(frozen.model.encode_image(IMAGES), now)
+
+    def test_it_is_compiled(self, tower: tuple[DualEncoder, Tower]) -> None:
+        model, visual = tower
+        frozen = FrozenCopy(model, visual.moved())
+        compiled = torch.compile(frozen.model.visual, backend="eager")
+        for images in (IMAGES, IMAGES.flip(0)):
+            with frozen.following():
+                now = model.encode_image(images)
+            torch.testing.assert_close(compiled(images) * model.image_log_scale.exp(), now)
+
+    def test_a_compiled_model_is_copied_as_it_was(self, tower: tuple[DualEncoder, Tower]) -> None:
+        model, visual = tower
+        expected = model.encode_image(IMAGES).detach()
+        model.visual = torch.compile(visual, backend="eager")  # type: ignore[assignment]
+        frozen = FrozenCopy(model, visual.moved())
+        for weight in visual.moved():
+            weight.data.add_(1)
+        with frozen.following():
+            model.encode_image(IMAGES)
+        torch.testing.assert_close(frozen.model.encode_image(IMAGES), expected)
+
+    def test_threads_beside_it_get_what_they_ask_for(self, tower: tuple[DualEncoder, Tower]) -> None:
+        model, visual = tower
+        frozen = FrozenCopy(model, visual.moved())
+        batches = [torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+        expected = [frozen.model.encode_image(images) for images in batches]
+
+        def ask(number: int) -> bool:
+            with torch.no_grad():
+                for _ in range(20):
+                    model.encode_image(batches[number])
+                    if not torch.equal(frozen.model.encode_image(batches[number]), expected[number]):
+                        return False
+            return True
+
+        with frozen.following(), ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(ask, range(4)))
 
 
 def test_layers_whose_output_is_no_tensor_run_in_both() -> None:

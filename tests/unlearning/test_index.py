@@ -52,6 +52,35 @@ def test_forgotten_pairs_part_and_the_rest_is_bitwise_the_same(manifold: Any) ->
     assert {"positive_alignment_loss", "norm_loss"} <= set(result.history[0])
 
 
+@pytest.mark.parametrize(
+    "manifold",
+    [
+        geoopt.Sphere(),
+        geoopt.Scaled(geoopt.PoincareBall(), 2.0),
+        geoopt.Euclidean(),
+        geoopt.Stereographic(-1.0),
+    ],
+    ids=lambda manifold: type(manifold).__name__,
+)
+def test_points_of_other_manifolds_part_too(manifold: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    texts = torch.randn(96, 6, generator=generator) / 3
+    images = texts + 0.02 * torch.randn(96, 6, generator=generator)
+    result = unlearn_index(
+        manifold.projx(images),
+        manifold.projx(texts),
+        FORGET,
+        manifold=manifold,
+        steps=150,
+        learning_rate=0.1,
+        progress=False,
+    )
+    before, after = result.metrics["before"], result.metrics["after"]
+    assert before["forget"]["image_to_text_recall_at_1"] > 0.9
+    assert after["forget"]["image_to_text_recall_at_1"] < 0.1
+    assert manifold.check_point_on_manifold(result.images)
+
+
 def test_texts_stay_where_they_are_when_asked_to() -> None:
     manifold = ru.Lorentz(k=2.0)
     images, texts = pairs(manifold)
@@ -98,6 +127,8 @@ def test_the_seed_decides() -> None:
         ({"images": torch.zeros(96, 7)}, "images are not points on"),
         ({"steps": 0}, "steps must be a whole number of at least 1"),
         ({"retain_batch": 2.5}, "retain_batch must be a whole number"),
+        ({"forget_batch": True}, "forget_batch must be a whole number"),
+        ({"forget": FORGET.to("meta")}, "must be on one device, got cpu, cpu and meta; move them"),
     ],
 )
 def test_a_bad_request_is_refused(change: dict[str, Any], message: str) -> None:
@@ -114,5 +145,7 @@ def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     def broken(images: Tensor, *_: Any, **__: Any) -> dict[str, Tensor]:
         return {"broken_loss": images.sum() * float("nan")}
 
-    with pytest.raises(RuntimeError, match="the loss became nan at step 1; a smaller learning_rate"):
+    with pytest.raises(
+        RuntimeError, match=r"the loss became nan at step 1 \(broken_loss\); a smaller learning_rate"
+    ):
         unlearn_index(*pairs(manifold), FORGET, manifold=manifold, loss=broken, progress=False)  # type: ignore[arg-type]

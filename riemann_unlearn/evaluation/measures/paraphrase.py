@@ -56,16 +56,18 @@ class Paraphrase(Measure):
     def compute(self, subject: Subject, references: Mapping[str, Subject], seed: int = 0) -> dict[str, Any]:
         """``forget`` and ``retain``: recall@1; ``ties``: for each the share of images whose description ties.
 
-        It ties when its tokens, or its features, are those of another concept's.
+        It ties when its tokens, or its features, are those of another concept's. Recall is None for a group
+        in which the tokens of all do: no model could find any, and 0 would pass for forgetting.
         """
         part = subject.seen
         texts = [keyword_caption(concept, concept.keywords) for concept in subject.taxonomy.concepts]
         captions = encode_captions(subject.model, texts)
         hits = ranks(subject.space, part.features, captions.features, part.concept) < 1
-        ties = captions.tied[part.concept]
+        # Shared ones are the data's doing, the other ties the model's: only the former excuse an error.
+        shared, ties = captions.shared[part.concept], captions.tied[part.concept]
         groups = {"forget": part.forgotten, "retain": ~part.forgotten}
         return {
-            **{group: share(hits[mask]) for group, mask in groups.items()},
+            **{group: None if shared[mask].all() else share(hits[mask]) for group, mask in groups.items()},
             "ties": {group: share(ties[mask]) for group, mask in groups.items()},
         }
 

@@ -85,6 +85,9 @@ def test_keywords_are_asked_for_whole_and_a_tie_is_told() -> None:
     assert got["ties"] == {"forget": 0.5, "retain": pytest.approx(1 / 3)}
     assert not hits[one.seen.concept == 2].any()
     assert Paraphrase().rows(got)["forget: described as another is"] == "50.0"
+    # No model could find any rose or tulip so.
+    plants = Paraphrase().compute(encode(model, data, data.taxonomy.select(["rose", "tulip"])), {})
+    assert (plants["forget"], plants["ties"]["forget"]) == (None, 1.0)
 
 
 def test_without_keywords_recall_is_not_repeated_under_another_name() -> None:

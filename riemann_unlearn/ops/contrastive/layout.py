@@ -6,6 +6,7 @@ retain or forget, each with one treatment, and the columns with a row's own capt
 
 from __future__ import annotations
 
+from enum import IntEnum
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ SPREAD = 60.0
 
 
 class Problem(NamedTuple):
-    """The arguments of the op; see :func:`riemann_unlearn.ops.contrastive.contrastive`."""
+    """The arguments of the op; see :func:`riemann_unlearn.ops.contrastive`."""
 
     x: Tensor
     y: Tensor
@@ -60,6 +61,17 @@ class Problem(NamedTuple):
     ids: Tensor | None
     offset: int
     hyperbolic: bool
+
+
+class Fate(IntEnum):
+    """How a tile was computed, and is again in the backward pass."""
+
+    CAREFUL = 0
+    """In float64, for a pair is too near, or too far, for float32."""
+    SHARED = 1
+    """One exponential serves rows and columns."""
+    TWICE = 2
+    """Rows and columns take an exponential each."""
 
 
 class Statistics(NamedTuple):
@@ -74,7 +86,7 @@ class Statistics(NamedTuple):
     negative: Tensor
     pairs: Tensor
     plan: Tensor
-    """The reference of each tile's exponentials, or what it is instead."""
+    """The :class:`Fate` of each tile, and the reference of its exponentials, shape (tiles, 2)."""
     angle: Tensor
     """Of matched pairs: |u1 - u2|², or the cosine."""
     norm_x: Tensor
@@ -104,18 +116,19 @@ class Layout:
     p : Problem
     norms : pair of Tensor, optional
         Lengths of the features, where they are known.
-    compiled : bool
-        Whether fast tiles are for compiled passes.
+    passes : module, optional
+        The compiled passes that fast tiles are for; else they are for torch's operations.
     """
 
     def __init__(
-        self, p: Problem, norms: tuple[Tensor | None, Tensor | None] = (None, None), *, compiled: bool
+        self, p: Problem, norms: tuple[Tensor | None, Tensor | None] = (None, None), *, passes: Any
     ) -> None:
         p = self.p = p._replace(x=p.x.detach(), y=p.y.detach(), scale=p.scale.detach(), c=p.c.detach())
-        self.compiled = compiled and p.x.dtype == torch.float32
+        self.passes: Any = passes if p.x.dtype == torch.float32 else None
         root = self.root = p.c.double().sqrt()
         self.unit = -1 / root if p.hyperbolic else -torch.ones_like(root)
         """s = unit · V, where V = D, or minus the cosine."""
+        # Logits are slope·V, and slope is not positive: the nearest pair has the largest.
         self.slope = float(p.scale.double() * self.unit)
         self.own = slice(p.offset, p.offset + len(p.x))
         self.sides = (
@@ -125,16 +138,16 @@ class Layout:
         self.kept = len(p.x), len(p.y)
         """How many rows and columns are retained; they come first."""
         self._sort()
-        self.shared = self.compiled and len(p.x) * len(p.y) >= WORTH_WORKERS
+        self.shared = self.passes is not None and len(p.x) * len(p.y) >= WORTH_WORKERS
         """Whether there is work for several workers."""
-        size = ROWS if self.compiled else ROWS_OF_TORCH
+        size = ROWS if self.passes is not None else ROWS_OF_TORCH
         if self.shared:
             size = min(size, max(FEWEST_ROWS, -(-len(p.x) // workers.MOST)))
         self.bands = _slices(self.kept[0], len(p.x), size)
         self.blocks = _slices(self.kept[1], len(p.y), COLUMNS)
         self.strips = [[k] for k in range(len(self.bands))]
         """The bands of which the products are made at once, by their numbers."""
-        if self.compiled and 0 < len(p.x) <= size:
+        if self.passes is not None and 0 < len(p.x) <= size:
             self.strips = [list(range(len(self.bands)))]
         self.tile_size = min(size, len(p.x)) * min(COLUMNS, len(p.y))
         if p.hyperbolic:
@@ -213,7 +226,7 @@ class Layout:
             {s.start: float(side.r[s].max()) for s in pieces}
             for side, pieces in ((self.left, self.bands), (self.right, self.blocks))
         )
-        self.longest = max((max(found.values(), default=0.0) for found in self.farthest), default=0.0)
+        self.longest = max((r for side in self.farthest for r in side.values()), default=0.0)
 
     def _sort(self) -> None:
         """Sides in order, and for each row the columns with its own caption, from and to, and its own.
@@ -226,6 +239,8 @@ class Layout:
         """int64, shape (N, 3)."""
         if p.forget is None and p.ids is None:
             return
+        # Sorted by caption, then stably by kind: the retained come before the forgotten, and within either
+        # equal captions are neighbours.
         order = numpy.arange(len(p.y)) if p.ids is None else numpy.argsort(p.ids.numpy(), kind="stable")
         if p.forget is not None:
             drop = p.forget.numpy()
@@ -241,7 +256,7 @@ class Layout:
             ids = p.ids.numpy()[order]
             starts_run = numpy.ones(len(ids) + 1, bool)
             starts_run[1:-1] = ids[1:] != ids[:-1]
-            starts_run[self.kept[1]] = True
+            starts_run[self.kept[1]] = True  # a caption in both kinds is two runs
             edges = starts_run.nonzero()[0]
             run = (starts_run.cumsum() - 1)[target]
             first, last = edges[run], edges[run + 1]

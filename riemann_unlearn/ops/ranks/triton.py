@@ -13,10 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from riemann_unlearn.ops.cones_triton import UNFUSED
-from riemann_unlearn.ops.contrastive_triton import launch
+from riemann_unlearn.ops.launch import UNFUSED, launch
 from riemann_unlearn.ops.polar import Side
-from riemann_unlearn.ops.topk_triton import (
+from riemann_unlearn.ops.topk.triton import (
     TILES,
     apart,
     apart_tile,
@@ -50,8 +49,8 @@ def ranks(queries: Tensor, bank: Tensor, own: Tensor, root: Tensor, hyperbolic: 
         HYPERBOLIC=hyperbolic, BLOCK=BLOCK, **UNFUSED,
     )  # fmt: skip
     level = (2 * torch.sinh(mine / 2).square() if hyperbolic else mine).float()
-    found = own, mine, level, count
-    launch(_count, grid(left, right), *operands(left, right), *found, len(left), len(right), **meta(left))
+    counted = own, mine, level, count
+    launch(_count, grid(left, right), *operands(left, right), *counted, len(left), len(right), **meta(left))
     return count
 
 
@@ -70,7 +69,7 @@ def _own(
         u = tl.load(x + i.to(tl.int64) * inner + k, mask=inside, other=0.0).to(tl.float64) * by_row
         w = tl.load(y + j * inner + k, mask=inside, other=0.0).to(tl.float64) * by_own
         total = apart(total, u, w, HYPERBOLIC)
-    found = nearness(
+    near = nearness(
         total,
         tl.load(r1 + i, mask=inside, other=0.0),
         tl.load(shrunk1 + i, mask=inside, other=0.0),
@@ -82,7 +81,7 @@ def _own(
         tl.load(decay2 + j),
         HYPERBOLIC,
     )
-    tl.store(out + i, found, mask=inside)
+    tl.store(out + i, near, mask=inside)
 
 
 @triton.autotune(TILES, key=["inner", "HYPERBOLIC", "WIDE"], restore_value=["count"])

@@ -27,7 +27,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from riemann_unlearn.ops.contrastive_layout import Gradients, Problem, Statistics, most_tiles
+from riemann_unlearn.ops.contrastive.layout import Gradients, Problem, Statistics, most_tiles
+from riemann_unlearn.ops.launch import launch
 from riemann_unlearn.ops.polar import Side, add_matched_gradient, matched_angles, matched_distances
 
 BAND = 1024
@@ -38,7 +39,7 @@ BLOCK = 64
 
 
 def forward(p: Problem) -> Statistics:
-    """As :func:`riemann_unlearn.ops.contrastive_tiled.forward`."""
+    """As :func:`riemann_unlearn.ops.contrastive.tiled.forward`."""
     w = _Work(p, (None, None))
     angle = matched_angles(*w.sides, p.offset)
     value = w.unit * (matched_distances(*w.sides, p.offset, angle)[0] if p.hyperbolic else -angle)
@@ -72,34 +73,34 @@ def forward(p: Problem) -> Statistics:
         columns,
         w.unit * total / pairs.clamp(min=1),
         pairs.clone(),
-        value.new_zeros(most_tiles(len(p.x), len(p.y))),
+        value.new_zeros(most_tiles(len(p.x), len(p.y)), 2),
         angle,
         w.sides[0].norm,
         w.sides[1].norm,
     )
 
 
-def backward(p: Problem, found: Statistics, of: Sequence[Tensor]) -> Gradients:
-    """As :func:`riemann_unlearn.ops.contrastive_tiled.backward`."""
-    of_matched, of_rows, of_columns, of_negative = of
-    w = _Work(p, (found.norm_x, found.norm_y))
+def backward(p: Problem, statistics: Statistics, grads: Sequence[Tensor]) -> Gradients:
+    """As :func:`riemann_unlearn.ops.contrastive.tiled.backward`."""
+    grad_matched, grad_rows, grad_columns, grad_negative = grads
+    w = _Work(p, (statistics.norm_x, statistics.norm_y))
     scale, unit, root, own_columns = p.scale.double(), w.unit, p.c.double().sqrt(), w.own
-    own = scale * found.matched
-    in_rows = of_rows * torch.exp(own - found.rows)
-    in_columns = of_columns[own_columns] * torch.exp(own - found.columns[own_columns])
-    of_scale = ((in_rows + in_columns) * found.matched).sum()
-    of_matched = of_matched + scale * (in_rows + in_columns)
+    own = scale * statistics.matched
+    in_rows = grad_rows * torch.exp(own - statistics.rows)
+    in_columns = grad_columns[own_columns] * torch.exp(own - statistics.columns[own_columns])
+    grad_scale = ((in_rows + in_columns) * statistics.matched).sum()
+    grad_matched = grad_matched + scale * (in_rows + in_columns)
     dtype = p.x.dtype
-    pull = (of_negative / found.pairs.clamp(min=1)).to(dtype).reshape(1)
-    column_sums = found.columns.to(dtype), of_columns.to(dtype)
+    pull = (grad_negative / statistics.pairs.clamp(min=1)).to(dtype).reshape(1)
+    column_sums = statistics.columns.to(dtype), grad_columns.to(dtype)
     left, right = w.operands
-    of_left, of_right = torch.zeros_like(left), torch.zeros_like(right)
+    grad_left, grad_right = torch.zeros_like(left), torch.zeros_like(right)
     weighted = unit.new_zeros(())
     for band in w.bands():
         product = w.product(band)
         grid = w.grid(product)
         totals = product.new_empty(grid)
-        row_sums = found.rows[band].to(dtype), of_rows[band].to(dtype)
+        row_sums = statistics.rows[band].to(dtype), grad_rows[band].to(dtype)
         launch(
             _differentiate,
             grid,
@@ -113,18 +114,24 @@ def backward(p: Problem, found: Statistics, of: Sequence[Tensor]) -> Gradients:
             **w.meta(band),
         )
         weighted = weighted + totals.double().sum()
-        _multiply(product, right, of_left[band])
-        _multiply(product.mT, left[band], of_right, accumulate=True)
-    of_x, of_y = torch.zeros_like(p.x), torch.zeros_like(p.y)
+        _multiply(product, right, grad_left[band])
+        _multiply(product.mT, left[band], grad_right, accumulate=True)
+    grad_x, grad_y = torch.zeros_like(p.x), torch.zeros_like(p.y)
     whole = slice(0, len(p.x)), slice(0, len(p.y))
-    of_root = w.sides[0].add_gradient(of_x, of_left, whole[0], careful=True)
-    of_root = of_root + w.sides[1].add_gradient(of_y, of_right, whole[1], careful=True)
-    of_root = of_root + add_matched_gradient(*w.sides, p.offset, found.angle, unit * of_matched, of_x, of_y)
-    of_scale = of_scale + unit * weighted
+    grad_root = w.sides[0].add_gradient(grad_x, grad_left, whole[0], careful=True)
+    grad_root = grad_root + w.sides[1].add_gradient(grad_y, grad_right, whole[1], careful=True)
+    grad_root = grad_root + add_matched_gradient(
+        *w.sides, p.offset, statistics.angle, unit * grad_matched, grad_x, grad_y
+    )
+    grad_scale = grad_scale + unit * weighted
     if p.hyperbolic:  # s = -D/√c
-        of_s = (of_matched * found.matched).sum() + of_negative * found.negative + scale * unit * weighted
-        of_root = of_root - of_s / root
-    return Gradients(of_x, of_y, of_scale.to(p.scale.dtype), (of_root / (2 * root)).to(p.c.dtype))
+        grad_s = (
+            (grad_matched * statistics.matched).sum()
+            + grad_negative * statistics.negative
+            + scale * unit * weighted
+        )
+        grad_root = grad_root - grad_s / root
+    return Gradients(grad_x, grad_y, grad_scale.to(p.scale.dtype), (grad_root / (2 * root)).to(p.c.dtype))
 
 
 class _Work:
@@ -209,14 +216,6 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool = False) ->
 
 
 _PRECISION = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
-
-
-def launch(kernel: Any, grid: Any, *arguments: Any, **meta: Any) -> None:
-    """Run a kernel with the settings that are fastest here, or with its first where it must not be timed."""
-    if torch.are_deterministic_algorithms_enabled() or not arguments[0].is_cuda:
-        kernel.fn[grid](*arguments, **meta, **kernel.configs[0].all_kwargs())
-    else:
-        kernel[grid](*arguments, **meta)
 
 
 _SQUARES = [triton.Config({}, num_warps=warps) for warps in (4, 8)]
@@ -329,14 +328,14 @@ def _reduce(
     terms = tl.where(by_row, logit, nothing)
     top = tl.max(terms, 1)
     base = tl.where(top > nothing, top, 0.0)
-    found = tl.sum(tl.exp(terms - base[:, None]), 1)
-    log = tl.where(found > 0, base + tl.log(tl.where(found > 0, found, 1.0)), nothing)
+    sums = tl.sum(tl.exp(terms - base[:, None]), 1)
+    log = tl.where(sums > 0, base + tl.log(tl.where(sums > 0, sums, 1.0)), nothing)
     tl.store(row_part + tl.program_id(1) * rows + i, log, mask=i < rows)
     terms = tl.where(by_column, logit, nothing)
     top = tl.max(terms, 0)
     base = tl.where(top > nothing, top, 0.0)
-    found = tl.sum(tl.exp(terms - base[None, :]), 0)
-    log = tl.where(found > 0, base + tl.log(tl.where(found > 0, found, 1.0)), nothing)
+    sums = tl.sum(tl.exp(terms - base[None, :]), 0)
+    log = tl.where(sums > 0, base + tl.log(tl.where(sums > 0, sums, 1.0)), nothing)
     tl.store(column_part + tl.program_id(0) * columns + j, log, mask=j < columns)
     programs = tl.num_programs(0) * tl.num_programs(1)
     place = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
@@ -348,7 +347,7 @@ def _reduce(
 @triton.jit
 def _differentiate(
     product, r1, decay1, forget1, ids1, r2, decay2, forget2, ids2,
-    row_log, of_row, column_log, of_column, pull, scale, unit, totals,
+    row_log, grad_row, column_log, grad_column, pull, scale, unit, totals,
     rows, columns, first_own, HYPERBOLIC: tl.constexpr, IDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Replace a square of the product by the loss's gradient with respect to it; sum V dL/dlogit."""
@@ -361,11 +360,11 @@ def _differentiate(
     # A masked exponent is 0, so that nothing overflows before it is dropped.
     log1 = tl.load(row_log + i, mask=i < rows, other=0.0)[:, None]
     log2 = tl.load(column_log + j, mask=j < columns, other=0.0)[None, :]
-    g1 = tl.load(of_row + i, mask=i < rows, other=0.0)[:, None]
-    g2 = tl.load(of_column + j, mask=j < columns, other=0.0)[None, :]
+    g1 = tl.load(grad_row + i, mask=i < rows, other=0.0)[:, None]
+    g2 = tl.load(grad_column + j, mask=j < columns, other=0.0)[None, :]
     by_row, by_column = by_row & (own == 0), by_column & (own == 0)
     h = tl.where(by_row, g1 * tl.exp(tl.where(by_row, logit - log1, 0.0)), 0.0)
     h += tl.where(by_column, g2 * tl.exp(tl.where(by_column, logit - log2, 0.0)), 0.0)
     tl.store(totals + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), tl.sum(h * v))
-    of_s = tau * h + tl.where(negative, tl.load(pull), 0.0)
-    tl.store(product + where, tl.where(own, 0.0, sign * of_s * slope), mask=inside)
+    grad_s = tau * h + tl.where(negative, tl.load(pull), 0.0)
+    tl.store(product + where, tl.where(own, 0.0, sign * grad_s * slope), mask=inside)

@@ -16,7 +16,6 @@ from a rounded :math:`u_1·u_2` does. *Careful* operands are float64, and every 
 from __future__ import annotations
 
 import copy
-import importlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +25,17 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry.precision import length
-from riemann_unlearn.ops.backend import backend
+from riemann_unlearn.ops.backend import FLOATS, HALVES, Backend, has_numba, implementation
+from riemann_unlearn.registry import register
+
+# The passes over features; what they do is done by torch, below, where there are none.
+register(Backend("polar", "torch", None, dtypes=(*FLOATS, *HALVES)))
+register(
+    Backend(
+        "polar", "numba", "riemann_unlearn.ops.polar.passes",
+        devices=("cpu",), dtypes=(torch.float32,), available=has_numba,
+    )
+)  # fmt: skip
 
 _CHUNK_BYTES = 2**18
 """Of rows converted to float64 at a time on a CPU: three such pieces stay in a core's cache."""
@@ -39,10 +48,8 @@ _NOTHING, _NO_COLUMN = torch.empty(0, dtype=torch.int64).numpy(), torch.empty(0)
 
 
 def compiled(x: Tensor) -> Any:
-    """The compiled passes, if there are such for features like ``x``."""
-    if x.dtype != torch.float32 or x.device.type != "cpu" or backend("cpu") != "numba":
-        return None
-    return importlib.import_module("riemann_unlearn.ops.polar_numba")
+    """The compiled passes, if there are such for features like ``x``, else None."""
+    return implementation("polar", x)
 
 
 def zeros(like: Tensor) -> Tensor:
@@ -105,6 +112,7 @@ class Side:
             return self
         side = copy.copy(self)
         side.order, side._careful, side._scales, side._tables = order, {}, {}, {}
+        # One gather for all of them; radii are not computed again.
         names = ("norm", "inverse", *(("r", "shrunk", "shrunk2", "decay") if self.hyperbolic else ()))
         values = torch.stack([getattr(self, name) for name in names]).index_select(1, order)
         for name, value in zip(names, values.unbind(), strict=True):
@@ -162,6 +170,7 @@ class Side:
         if self.hyperbolic:
             columns = self._last_columns(rows, careful)
         kernels = compiled(self.x) if dtype == torch.float32 else None
+        # One pass reads the rows in order, scales them and writes the last columns; torch takes three.
         if kernels and rows == slice(None):
             out = self.x.new_empty(len(self), self.x.shape[1] + len(columns))
             more = [column.to(dtype).numpy() for column in columns] or [_NO_COLUMN] * 2
@@ -209,21 +218,23 @@ class Side:
             return self.norm.new_tensor(through)
         where, s = self.index(rows), self.scale(careful)[rows]
         x = self.x[where]
+        # The operand is s(n)·v with s = sinh r/n, so v's gradient is s·m, plus, along v, what comes of s'(n)
+        # and of the last columns, which depend on r alone. ``along`` is the part of m along the unit vector.
         main = m[:, :-2] if self.hyperbolic else m
         along = self.sign * torch.linalg.vecdot(main, x.to(m.dtype)).double() * self.inverse[rows]
-        radial, of_root = -s * along, self.norm.new_zeros(())
+        radial, grad_root = -s * along, self.norm.new_zeros(())
         if self.hyperbolic:
-            of_less_one = (m[:, -2] if self.sign > 0 else m[:, -2] + m[:, -1]).double()
+            grad_less_one = (m[:, -2] if self.sign > 0 else m[:, -2] + m[:, -1]).double()
             cosh, sinh = self._cosh_sinh(rows, careful)
-            of_r = cosh * along + sinh * of_less_one
-            of_root = (of_r * self.norm[rows]).sum()
-            radial = radial + self.root * of_r
+            grad_r = cosh * along + sinh * grad_less_one
+            grad_root = (grad_r * self.norm[rows]).sum()
+            radial = radial + self.root * grad_r
         steps = (self.sign * s)[:, None].to(m.dtype), (radial * self.inverse[rows])[:, None].to(m.dtype)
         if self.order is None and m.dtype == out.dtype:
             out[rows].addcmul_(main, steps[0]).addcmul_(x, steps[1])
         else:
             out[where] += (main * steps[0]).addcmul_(x.to(m.dtype), steps[1]).to(out.dtype)
-        return of_root
+        return grad_root
 
     def _cosh_sinh(self, rows: slice, careful: bool) -> tuple[Tensor, Tensor]:
         """Cosh r and sinh r, times √2 e^-r for careful rows."""
@@ -290,6 +301,7 @@ def matched_angles(left: Side, right: Side, offset: int) -> Tensor:
 def matched_distances(left: Side, right: Side, offset: int, angle: Tensor) -> tuple[Tensor, Tensor]:
     """D and S of :func:`careful_distance` of matched pairs, from their |u1 - u2|²."""
     columns = slice(offset, offset + len(left))
+    # Y = (e^-r1 - e^-r2)² + a1 a2 |u1 - u2|²/4: a sum of squares, exactly 0 for equal rows.
     gap = left.shrunk - right.shrunk[columns]
     y = gap.square() + left.shrunk2 * right.shrunk2[columns] * angle / 4
     return _distance(y, 4 * left.decay * right.decay[columns], left.r, right.r[columns])
@@ -320,9 +332,10 @@ def add_matched_gradient(
     Tensor, shape ()
         The gradient of √c, through the radii.
     """
-    of_root, everything = gradient.new_zeros(()), slice(offset, offset + len(left))
+    grad_root, everything = gradient.new_zeros(()), slice(offset, offset + len(left))
     if left.hyperbolic:
         _, s = matched_distances(left, right, offset, angle)
+        # A distance has no derivative at coincident points; 0 is a subgradient.
         gradient = torch.where(s > 0, gradient / s, 0.0)
     steps = []  # for each side, how far to go along the other's direction, and along its own vector
     for side, other, here, there in (
@@ -332,42 +345,42 @@ def add_matched_gradient(
         if left.hyperbolic:
             a1, a2 = side.shrunk2[here], other.shrunk2[there]
             gap = (side.shrunk[here] - other.shrunk[there]) * (side.decay[here] + other.decay[there])
-            of_r = gradient * (gap + (2 - a1) * a2 * angle / 4)
-            of_root = of_root + (of_r * side.norm[here]).sum()
+            grad_r = gradient * (gap + (2 - a1) * a2 * angle / 4)
+            grad_root = grad_root + (grad_r * side.norm[here]).sum()
             away = gradient * side.a_per_length(here) * a2 / 2
-            outward = (side.root * of_r - away * angle / 2) * side.inverse[here]
+            outward = (side.root * grad_r - away * angle / 2) * side.inverse[here]
         else:
             away = gradient * side.inverse[here]
             outward = away * angle * side.inverse[here]
         steps.append(torch.stack((away, outward), 1))
     add_pair_steps(left, right, offset, steps[0], steps[1], out, out_right)
-    return of_root
+    return grad_root
 
 
 def add_pair_steps(
     left: Side,
     right: Side,
     offset: int,
-    of_left: Tensor,
-    of_right: Tensor,
+    grad_left: Tensor,
+    grad_right: Tensor,
     out: Tensor,
     out_right: Tensor,
 ) -> None:
     """Add to each of matched features a multiple of the way away from the other and one of itself.
 
-    The way away is ±(u1 - u2), or minus the other's unit vector for cosines. How far to go, ``of_left`` and
-    ``of_right`` say, float64, shape (N, 2).
+    The way away is ±(u1 - u2), or minus the other's unit vector for cosines. How far to go, ``grad_left`` and
+    ``grad_right`` say, float64, shape (N, 2).
     """
     kernels = compiled(left.x) if out.dtype == left.x.dtype else None
     if kernels:
         own = slice(offset, offset + len(left))
         kernels.add_steps(
             left.x.numpy(), right.x[own].numpy(), left.inverse.numpy(), right.inverse[own].numpy(),
-            of_left.numpy(), of_right.numpy(), left.hyperbolic, out.numpy(), out_right[own].numpy(),
+            grad_left.numpy(), grad_right.numpy(), left.hyperbolic, out.numpy(), out_right[own].numpy(),
         )  # fmt: skip
         return
     (away, outward), (away_right, outward_right) = (
-        steps.to(out.dtype)[:, :, None].unbind(1) for steps in (of_left, of_right)
+        steps.to(out.dtype)[:, :, None].unbind(1) for steps in (grad_left, grad_right)
     )
     sign = 1.0 if left.hyperbolic else -1.0
     for rows, columns, u, w in _unit_pairs(left, right, offset):

@@ -20,9 +20,9 @@ from numba.extending import intrinsic
 
 from riemann_unlearn._jit import EXACT, SUMS, jit
 
-NEAR, SHARED, TWICE = 0, 1, 2
-"""What became of a tile: not computed, for a pair is too near; one exponential serves rows and columns; each
-has its own."""
+CAREFUL, SHARED, TWICE = 0, 1, 2
+"""What becomes of a tile, as :class:`riemann_unlearn.ops.contrastive.layout.Fate` has it; written again
+here, for what is compiled is kept, and a change in another file would not be seen."""
 
 _f4 = np.float32
 _ZERO, _HALF, _ONE, _TWO = _f4(0), _f4(0.5), _f4(1), _f4(2)
@@ -167,22 +167,22 @@ def _add_apart(v: Any, slope: Any, top: Any, tops: Any, columns: Any) -> Any:
 @jit(SUMS)
 def _measure_and_add(q: Any, near: Any, sinh: Any, slope: Any, reference: Any, columns: Any) -> Any:
     """:func:`_measure` of hyperbolic pairs and :func:`_add` in one pass, which leaves the product."""
-    bad, total, found = _ZERO, _ZERO, _ZERO
+    bad, total, exponentials = _ZERO, _ZERO, _ZERO
     for j in range(q.size):
         p = q[j]
         bad += _ZERO if p > near * sinh[j] else _ONE
         d = _log1p(p + math.sqrt(p * (p + _TWO)))
         total += d
         e = _exp(slope * d - reference)
-        found += e
+        exponentials += e
         columns[j] += e
-    return bad, total, found
+    return bad, total, exponentials
 
 
 @jit(SUMS)
 def reduce_tile(
     product: Any, first: int, places: Any, near: Any, sinh: Any, rows: Any, columns: Any,
-    slope: float, common: float, spread: float, kind: Any,
+    slope: float, has_common: bool, common: float, spread: float, kind: Any,
 ) -> Any:  # fmt: skip
     """Add a tile's exponentials to the sums of its rows and columns.
 
@@ -200,8 +200,8 @@ def reduce_tile(
     rows, columns : float64, shape (n, 2) and (m, 2)
         The reference of each sum, and the sum.
     slope, common, spread : float
-        Logits are slope·V; ``common`` is the reference of all sums, or NaN; ``spread`` is how far from it a
-        tile's logits may be.
+        Logits are slope·V; ``common`` is the reference of all sums, if they have one; ``spread`` is
+        how far from it a tile's logits may be.
     kind : tuple of bool
         Hyperbolic, by row, by column, negatives.
 
@@ -214,8 +214,8 @@ def reduce_tile(
     n, m = product.shape
     scale = _f4(slope)
     total, bad = 0.0, _ZERO
-    fresh, found = np.zeros(m, np.float32), np.zeros(n, np.float64)
-    if not math.isnan(common) and hyperbolic:
+    fresh, sums = np.zeros(m, np.float32), np.zeros(n, np.float64)
+    if has_common and hyperbolic:
         base = _f4(common)
         for i in range(n):
             starts, stops = _stretches(places[i, 0], places[i, 1], places[i, 2], first, m, negatives)
@@ -225,11 +225,11 @@ def reduce_tile(
                     product[i, a:b], near[i], sinh[a:b], scale, base, fresh[a:b]
                 )
                 bad += wrong
-                found[i] += e
+                sums[i] += e
                 total += more if negatives and k < 2 else _ZERO
         if bad != 0:
-            return NEAR, 0.0, 0.0
-        _commit(rows, columns, found, fresh, by_row, by_column)
+            return CAREFUL, 0.0, 0.0
+        _commit(rows, columns, sums, fresh, by_row, by_column)
         return SHARED, common, total
     for i in range(n):
         starts, stops = _stretches(places[i, 0], places[i, 1], places[i, 2], first, m, negatives)
@@ -239,9 +239,9 @@ def reduce_tile(
             bad += wrong
             total += more if negatives and k < 2 else _ZERO
     if bad != 0:
-        return NEAR, 0.0, 0.0
+        return CAREFUL, 0.0, 0.0
     fate, reference = SHARED, common
-    if math.isnan(common):
+    if not has_common:
         fate, reference = _raise_tops(
             product, first, places, rows, columns, scale, spread, by_row, by_column, negatives
         )
@@ -251,21 +251,21 @@ def reduce_tile(
         for k in range(4):
             a, b = starts[k], stops[k]
             if fate == SHARED:
-                found[i] += _add(product[i, a:b], scale, base, fresh[a:b])
+                sums[i] += _add(product[i, a:b], scale, base, fresh[a:b])
             else:
-                found[i] += _add_apart(product[i, a:b], scale, _f4(rows[i, 0]), tops[a:b], fresh[a:b])
+                sums[i] += _add_apart(product[i, a:b], scale, _f4(rows[i, 0]), tops[a:b], fresh[a:b])
     if fate == SHARED:
-        _commit_from(rows, columns, found, fresh, reference, by_row, by_column)
+        _commit_from(rows, columns, sums, fresh, reference, by_row, by_column)
     else:
-        _commit(rows, columns, found, fresh, by_row, by_column)
+        _commit(rows, columns, sums, fresh, by_row, by_column)
     return fate, reference, total
 
 
 @jit(EXACT)
-def _commit(rows: Any, columns: Any, found: Any, fresh: Any, by_row: bool, by_column: bool) -> None:
+def _commit(rows: Any, columns: Any, sums: Any, fresh: Any, by_row: bool, by_column: bool) -> None:
     if by_row:
-        for i in range(found.size):
-            rows[i, 1] += found[i]
+        for i in range(sums.size):
+            rows[i, 1] += sums[i]
     if by_column:
         for j in range(fresh.size):
             columns[j, 1] += fresh[j]
@@ -273,12 +273,12 @@ def _commit(rows: Any, columns: Any, found: Any, fresh: Any, by_row: bool, by_co
 
 @jit(EXACT)
 def _commit_from(
-    rows: Any, columns: Any, found: Any, fresh: Any, reference: float, by_row: bool, by_column: bool
+    rows: Any, columns: Any, sums: Any, fresh: Any, reference: float, by_row: bool, by_column: bool
 ) -> None:
     """Add sums that have another reference."""
     if by_row:
-        for i in range(found.size):
-            rows[i, 1] += found[i] * math.exp(reference - rows[i, 0]) if found[i] > 0 else 0.0
+        for i in range(sums.size):
+            rows[i, 1] += sums[i] * math.exp(reference - rows[i, 0]) if sums[i] > 0 else 0.0
     if by_column:
         for j in range(fresh.size):
             columns[j, 1] += fresh[j] * math.exp(reference - columns[j, 0]) if fresh[j] > 0 else 0.0
@@ -325,90 +325,90 @@ def _raise(sums: Any, least: Any, slope: Any) -> float:
 
 @jit(SUMS)
 def _differentiate(
-    q: Any, slope: Any, reference: Any, of_row: Any, of_columns: Any, scale: Any, pull: Any
+    q: Any, slope: Any, reference: Any, grad_row: Any, grad_columns: Any, scale: Any, pull: Any
 ) -> Any:
     """dL/dproduct of hyperbolic pairs in its place; Σ V dL/dlogit and Σ V dL/ds."""
-    of_scale, of_root = _ZERO, _ZERO
+    grad_scale, grad_root = _ZERO, _ZERO
     for j in range(q.size):
         p = q[j]
         sinh = math.sqrt(p * (p + _TWO))
         d = _log1p(p + sinh)
-        h = _exp(slope * d - reference) * (of_row + of_columns[j])
+        h = _exp(slope * d - reference) * (grad_row + grad_columns[j])
         g = scale * h + pull
-        of_scale += h * d
-        of_root += g * d
+        grad_scale += h * d
+        grad_root += g * d
         q[j] = g / sinh
-    return of_scale, of_root
+    return grad_scale, grad_root
 
 
 @jit(SUMS)
 def _differentiate_small(
-    q: Any, slope: Any, reference: Any, of_row: Any, of_columns: Any, scale: Any, pull: Any,
+    q: Any, slope: Any, reference: Any, grad_row: Any, grad_columns: Any, scale: Any, pull: Any,
     row: Any, polar: Any,
 ) -> Any:  # fmt: skip
     """The same, with -Σ G dL/ds in place of Σ V dL/ds."""
-    of_scale, of_root = _ZERO, _ZERO
+    grad_scale, grad_root = _ZERO, _ZERO
     f1, c1, g1 = row
     f2, c2, g2 = polar
     for j in range(q.size):
         p = q[j]
         sinh = math.sqrt(p * (p + _TWO))
         d = _log1p(p + sinh)
-        h = _exp(slope * d - reference) * (of_row + of_columns[j])
+        h = _exp(slope * d - reference) * (grad_row + grad_columns[j])
         g = scale * h + pull
         z = d * d
         series = _f4(-17 / 20160) + z * _f4(31 / 362880)
         series = d * z * (_f4(-1 / 12) + z * (_f4(1 / 120) + z * series))
         bent = (f1 - f2[j]) * (c1 - c2[j]) + p * (g1 + g2[j])
-        of_scale += h * d
-        of_root -= g * (series + bent / sinh)
+        grad_scale += h * d
+        grad_root -= g * (series + bent / sinh)
         q[j] = g / sinh
-    return of_scale, of_root
+    return grad_scale, grad_root
 
 
 @jit(SUMS)
 def _differentiate_apart(
-    q: Any, slope: Any, row_log: Any, column_logs: Any, of_row: Any, of_columns: Any, scale: Any, pull: Any,
-    hyperbolic: bool,
+    q: Any, slope: Any, row_log: Any, column_logs: Any, grad_row: Any, grad_columns: Any,
+    scale: Any, pull: Any, hyperbolic: bool,
 ) -> Any:  # fmt: skip
     """:func:`_differentiate` with an exponential for the row's sum and another for the column's."""
-    of_scale, of_root = _ZERO, _ZERO
+    grad_scale, grad_root = _ZERO, _ZERO
     if hyperbolic:
         for j in range(q.size):
             p = q[j]
             sinh = math.sqrt(p * (p + _TWO))
             d = _log1p(p + sinh)
-            h = of_row * _exp(slope * d - row_log) + of_columns[j] * _exp(slope * d - column_logs[j])
+            h = grad_row * _exp(slope * d - row_log) + grad_columns[j] * _exp(slope * d - column_logs[j])
             g = scale * h + pull
-            of_scale += h * d
-            of_root += g * d
+            grad_scale += h * d
+            grad_root += g * d
             q[j] = g / sinh
     else:
         for j in range(q.size):
             v = q[j]
-            h = of_row * _exp(slope * v - row_log) + of_columns[j] * _exp(slope * v - column_logs[j])
-            of_scale += h * v
+            h = grad_row * _exp(slope * v - row_log) + grad_columns[j] * _exp(slope * v - column_logs[j])
+            grad_scale += h * v
             q[j] = scale * h + pull
-    return of_scale, of_root
+    return grad_scale, grad_root
 
 
 @jit(SUMS)
 def _differentiate_cosines(
-    v: Any, slope: Any, reference: Any, of_row: Any, of_columns: Any, scale: Any, pull: Any
+    v: Any, slope: Any, reference: Any, grad_row: Any, grad_columns: Any, scale: Any, pull: Any
 ) -> Any:
     """dL/dV in place of V; Σ V dL/dlogit."""
-    of_scale = _ZERO
+    grad_scale = _ZERO
     for j in range(v.size):
-        h = _exp(slope * v[j] - reference) * (of_row + of_columns[j])
-        of_scale += h * v[j]
+        h = _exp(slope * v[j] - reference) * (grad_row + grad_columns[j])
+        grad_scale += h * v[j]
         v[j] = scale * h + pull
-    return of_scale, _ZERO
+    return grad_scale, _ZERO
 
 
 @jit(SUMS)
 def differentiate_tile(
     product: Any, first: int, places: Any, rows: Any, columns: Any, polar_rows: Any, polar_columns: Any,
-    slope: float, reference: float, scale: float, pull: float, kind: Any,
+    slope: float, shared: bool, reference: float, scale: float, pull: float, kind: Any,
 ) -> Any:  # fmt: skip
     """Replace a tile's product by minus √c times the gradient of the loss with respect to it.
 
@@ -422,8 +422,8 @@ def differentiate_tile(
         r/sinh r - 1, cosh r - 1 and r coth r - 1, where all radii are small; else of shape (0, 3).
     polar_columns : three of float32, shape (m,)
         The same of the columns.
-    reference : float
-        Of a shared tile, else Inf.
+    shared, reference : bool, float
+        Whether one exponential serves rows and columns, and what it is relative to.
     scale, pull : float
         τ, and dL/ds of a negative from the mean over negatives.
 
@@ -435,41 +435,42 @@ def differentiate_tile(
     hyperbolic, by_row, by_column, negatives = kind
     small = len(polar_rows) > 0
     n, m = product.shape
-    shared = reference < math.inf
     rate, tau, base = _f4(slope), _f4(scale), _f4(reference)
-    of_columns, logs = np.zeros(m, np.float32), columns[:, 0].astype(np.float32)
+    grad_columns, logs = np.zeros(m, np.float32), columns[:, 0].astype(np.float32)
     if by_column:
         for j in range(m):
-            of_columns[j] = _f4(columns[j, 1] * (math.exp(reference - columns[j, 0]) if shared else 1.0))
-    of_scale, of_root = 0.0, 0.0
+            grad_columns[j] = _f4(columns[j, 1] * (math.exp(reference - columns[j, 0]) if shared else 1.0))
+    grad_scale, grad_root = 0.0, 0.0
     for i in range(n):
-        of_row = _ZERO
+        grad_row = _ZERO
         if by_row:
-            of_row = _f4(rows[i, 1] * (math.exp(reference - rows[i, 0]) if shared else 1.0))
+            grad_row = _f4(rows[i, 1] * (math.exp(reference - rows[i, 0]) if shared else 1.0))
         starts, stops = _stretches(places[i, 0], places[i, 1], places[i, 2], first, m, negatives)
         for k in range(4):
             a, b = starts[k], stops[k]
-            q, of, force = product[i, a:b], of_columns[a:b], _f4(pull) if negatives and k < 2 else _ZERO
+            q, grads, force = product[i, a:b], grad_columns[a:b], _ZERO
+            if negatives and k < 2:
+                force = _f4(pull)
             if not shared:
                 more, turn = _differentiate_apart(
-                    q, rate, _f4(rows[i, 0]), logs[a:b], of_row, of, tau, force, hyperbolic
+                    q, rate, _f4(rows[i, 0]), logs[a:b], grad_row, grads, tau, force, hyperbolic
                 )
             elif not hyperbolic:
-                more, turn = _differentiate_cosines(q, rate, base, of_row, of, tau, force)
+                more, turn = _differentiate_cosines(q, rate, base, grad_row, grads, tau, force)
             elif small:
                 row = polar_rows[i, 0], polar_rows[i, 1], polar_rows[i, 2]
                 f, c, g = polar_columns
                 more, turn = _differentiate_small(
-                    q, rate, base, of_row, of, tau, force, row, (f[a:b], c[a:b], g[a:b])
+                    q, rate, base, grad_row, grads, tau, force, row, (f[a:b], c[a:b], g[a:b])
                 )
             else:
-                more, turn = _differentiate(q, rate, base, of_row, of, tau, force)
-            of_scale += more
-            of_root += turn
+                more, turn = _differentiate(q, rate, base, grad_row, grads, tau, force)
+            grad_scale += more
+            grad_root += turn
         if negatives:
             own = places[i, 2] - first
             if 0 <= own < m:
                 product[i, own] = _ZERO
         else:
             product[i, stops[0] : starts[1]] = _ZERO
-    return of_scale, of_root
+    return grad_scale, grad_root

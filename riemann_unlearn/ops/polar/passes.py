@@ -55,8 +55,8 @@ def add_steps(
     y: Any,
     inverse_x: Any,
     inverse_y: Any,
-    of_x: Any,
-    of_y: Any,
+    grad_x: Any,
+    grad_y: Any,
     apart: bool,
     out: Any,
     out_right: Any,
@@ -64,7 +64,7 @@ def add_steps(
     """Add the steps (away from the other, along itself) of matched rows; see ``add_pair_steps``."""
     for i in range(len(x)):
         a, b, p, q = x[i], y[i], inverse_x[i], inverse_y[i]
-        away, outward, away_right, outward_right = of_x[i, 0], of_x[i, 1], of_y[i, 0], of_y[i, 1]
+        away, outward, away_right, outward_right = grad_x[i, 0], grad_x[i, 1], grad_y[i, 0], grad_y[i, 1]
         to, to_right = out[i], out_right[i]
         if apart:
             for j in range(a.size):
@@ -97,7 +97,7 @@ def add_gradient(
         The gradient of √c, through the radii.
     """
     width = x.shape[1]
-    of_root = 0.0
+    grad_root = 0.0
     for i in range(len(m)):
         at = order[first + i] if len(order) else first + i
         row, of, to = x[at], m[i, :width], out[at]
@@ -107,13 +107,13 @@ def add_gradient(
         along *= sign * polar[i, 1]
         radial = -polar[i, 0] * along
         if hyperbolic:
-            of_less_one = _f8(m[i, width])
+            grad_less_one = _f8(m[i, width])
             if sign < 0:
-                of_less_one += _f8(m[i, width + 1])
-            of_r = polar[i, 3] * along + polar[i, 4] * of_less_one
-            of_root += of_r * polar[i, 2]
-            radial += root * of_r
+                grad_less_one += _f8(m[i, width + 1])
+            grad_r = polar[i, 3] * along + polar[i, 4] * grad_less_one
+            grad_root += grad_r * polar[i, 2]
+            radial += root * grad_r
         main, own = _f4(sign * polar[i, 0]), _f4(radial * polar[i, 1])
         for j in range(width):
             to[j] += of[j] * main + row[j] * own
-    return of_root
+    return grad_root

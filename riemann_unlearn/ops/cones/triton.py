@@ -5,53 +5,57 @@ operations on numbers; backward it reads them once more and writes their gradien
 else is float64.
 
 The cone of a pair is that of :mod:`riemann_unlearn.ops.cones`, which derives it, scaled so that nothing
-overflows: with e = e^-r, s = 1 - e and a = 1 - e², text 1 and image 2, and w = |u1 - u2|²/4. A GPU's
-``exp``, ``log`` and ``sqrt`` are all that it takes, so that the kernels run in the interpreter too.
+overflows: with e = e^-r, s = 1 - e and a = 1 - e², the apex 1, what may lie in the cone 2, and
+w = |u1 - u2|²/4. A GPU's ``exp``, ``log`` and ``sqrt`` are all that it takes, so that the kernels run in the
+interpreter too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from riemann_unlearn.ops.launch import UNFUSED
+
 WIDEST = 1024
 """Of a vector, the most numbers that a program holds at a time."""
 
-UNFUSED: dict[str, Any] = {"enable_fp_fusion": False}
-"""An option of kernels that take differences: with x·a - y·b made one operation, equal rows would differ."""
 
-
-def forward(text: Tensor, image: Tensor, c: Tensor, min_radius: float) -> tuple[Tensor, ...]:
-    """How far images lie outside; radii of texts and images; |u1 - u2|²; lengths of texts and images."""
-    text, image = text.contiguous(), image.contiguous()
-    found = tuple(text.new_empty(len(text), dtype=torch.float64) for _ in range(6))
-    if len(text):
-        _measure[(len(text),)](
-            text, image, c.double().sqrt().reshape(1), *found, text.shape[1],
-            K=2 * min_radius, BLOCK=_block(text), **UNFUSED,
+def forward(broad: Tensor, narrow: Tensor, c: Tensor, min_radius: float) -> tuple[Tensor, ...]:
+    """How far outside; the radii of both sides; |u1 - u2|²; the lengths of both sides."""
+    broad, narrow = broad.contiguous(), narrow.contiguous()
+    outputs = tuple(broad.new_empty(len(broad), dtype=torch.float64) for _ in range(6))
+    if len(broad):
+        _measure[(len(broad),)](
+            broad, narrow, c.double().sqrt().reshape(1), *outputs, broad.shape[1],
+            K=2 * min_radius, BLOCK=_block(broad), **UNFUSED,
         )  # fmt: skip
-    return found
+    return outputs
 
 
 def backward(
-    text: Tensor, image: Tensor, c: Tensor, min_radius: float, found: Sequence[Tensor], of: Sequence[Tensor]
+    broad: Tensor,
+    narrow: Tensor,
+    c: Tensor,
+    min_radius: float,
+    saved: Sequence[Tensor],
+    grads: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of texts, of images, and of √c, from those of the first three that :func:`forward` gives."""
-    text, image = text.contiguous(), image.contiguous()
-    out, out_image = torch.empty_like(text), torch.empty_like(image)
-    of_root = text.new_empty(len(text), dtype=torch.float64)
-    if len(text):
-        of = [gradient.contiguous() for gradient in of]
-        _step[(len(text),)](
-            text, image, c.double().sqrt().reshape(1), *found, *of, out, out_image, of_root, text.shape[1],
-            K=2 * min_radius, BLOCK=_block(text), **UNFUSED,
+    """Gradients of both sides and of √c, from those of the first three that :func:`forward` gives."""
+    broad, narrow = broad.contiguous(), narrow.contiguous()
+    out, out_narrow = torch.empty_like(broad), torch.empty_like(narrow)
+    grad_root = broad.new_empty(len(broad), dtype=torch.float64)
+    if len(broad):
+        grads = [gradient.contiguous() for gradient in grads]
+        _step[(len(broad),)](
+            broad, narrow, c.double().sqrt().reshape(1), *saved, *grads, out, out_narrow, grad_root,
+            broad.shape[1], K=2 * min_radius, BLOCK=_block(broad), **UNFUSED,
         )  # fmt: skip
-    return out, out_image, of_root.sum()
+    return out, out_narrow, grad_root.sum()
 
 
 def _block(x: Tensor) -> int:
@@ -123,8 +127,8 @@ def turn(n1, n2, angle, root, across, along):
     square, sine = tl.where(some, square, 1.0), tl.where(some, sine, 1.0)
     cosh = 2 * e1 * e2 + (s1 - s2) * (s1 - s2) + a1 * a2 * w
     by_angle = a2 * e1 * ((s2 - s1) * (e1 + e2) + (2 - a2) * a1 * w) / sine / square
-    by_text, by_image = across * cosh / square, -sine * a1 * 2 * e1 * e2 * e2 / square
-    return tl.where(some, by_text, 0.0), tl.where(some, by_image, 0.0), tl.where(some, by_angle, 0.0)
+    by_broad, by_narrow = across * cosh / square, -sine * a1 * 2 * e1 * e2 * e2 / square
+    return tl.where(some, by_broad, 0.0), tl.where(some, by_narrow, 0.0), tl.where(some, by_angle, 0.0)
 
 
 @triton.jit
@@ -146,7 +150,7 @@ def inverse(n):
 
 @triton.jit
 def _measure(
-    text, image, root, outside, r_text, r_image, angles, n_text, n_image, columns,
+    broad, narrow, root, outside, r_broad, r_narrow, angles, n_broad, n_narrow, columns,
     K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One pair's part of what :func:`forward` gives."""
@@ -154,8 +158,8 @@ def _measure(
     square1, square2 = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
     for start in range(0, columns, BLOCK):
         j = start + tl.arange(0, BLOCK)
-        x = tl.load(text + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
-        y = tl.load(image + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
+        x = tl.load(broad + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
+        y = tl.load(narrow + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
         square1 += x * x
         square2 += y * y
     n1, n2 = tl.sqrt(tl.sum(square1)), tl.sqrt(tl.sum(square2))
@@ -163,46 +167,48 @@ def _measure(
     apart = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, columns, BLOCK):
         j = start + tl.arange(0, BLOCK)
-        x = tl.load(text + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
-        y = tl.load(image + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
+        x = tl.load(broad + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
+        y = tl.load(narrow + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
         way = x * inverse1 - y * inverse2
         apart += way * way
     angle, scale = tl.sum(apart), tl.load(root)
     across, along = exterior(n1, n2, angle, scale)
     half, _ = aperture(n1, scale, K)
     tl.store(outside + row, atan2(across, along) - half)
-    tl.store(r_text + row, scale * n1)
-    tl.store(r_image + row, scale * n2)
+    tl.store(r_broad + row, scale * n1)
+    tl.store(r_narrow + row, scale * n2)
     tl.store(angles + row, angle)
-    tl.store(n_text + row, n1)
-    tl.store(n_image + row, n2)
+    tl.store(n_broad + row, n1)
+    tl.store(n_narrow + row, n2)
 
 
 @triton.jit
 def _step(
-    text, image, root, angles, n_text, n_image, of_outsides, of_r_text, of_r_image, out, out_image, of_root,
-    columns, K: tl.constexpr, BLOCK: tl.constexpr,
+    broad, narrow, root, angles, n_broad, n_narrow, grad_outsides, grad_r_broad, grad_r_narrow,
+    out, out_narrow, grad_root, columns, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One pair's gradients."""
     row = tl.program_id(0).to(tl.int64)
-    angle, n1, n2 = tl.load(angles + row), tl.load(n_text + row), tl.load(n_image + row)
-    of_outside, of_r1 = tl.load(of_outsides + row), tl.load(of_r_text + row)
-    of_r2, scale = tl.load(of_r_image + row), tl.load(root)
+    angle, n1, n2 = tl.load(angles + row), tl.load(n_broad + row), tl.load(n_narrow + row)
+    grad_outside, grad_r1 = tl.load(grad_outsides + row), tl.load(grad_r_broad + row)
+    grad_r2, scale = tl.load(grad_r_narrow + row), tl.load(root)
     across, along = exterior(n1, n2, angle, scale)
-    by_text, by_image, by_angle = turn(n1, n2, angle, scale, across, along)
+    by_broad, by_narrow, by_angle = turn(n1, n2, angle, scale, across, along)
     _, slope = aperture(n1, scale, K)
-    of_r1 += of_outside * (by_text - slope)
-    of_r2 += of_outside * by_image
-    tl.store(of_root + row, of_r1 * n1 + of_r2 * n2)
+    grad_r1 += grad_outside * (by_broad - slope)
+    grad_r2 += grad_outside * by_narrow
+    tl.store(grad_root + row, grad_r1 * n1 + grad_r2 * n2)
     inverse1, inverse2 = inverse(n1), inverse(n2)
-    of_angle = of_outside * by_angle
-    away1, away2 = of_angle * inverse1, of_angle * inverse2
-    outward1 = (scale * of_r1 - of_angle * angle / 2 * inverse1) * inverse1
-    outward2 = (scale * of_r2 - of_angle * angle / 2 * inverse2) * inverse2
+    grad_angle = grad_outside * by_angle
+    away1, away2 = grad_angle * inverse1, grad_angle * inverse2
+    outward1 = (scale * grad_r1 - grad_angle * angle / 2 * inverse1) * inverse1
+    outward2 = (scale * grad_r2 - grad_angle * angle / 2 * inverse2) * inverse2
     for start in range(0, columns, BLOCK):
         j = start + tl.arange(0, BLOCK)
-        x = tl.load(text + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
-        y = tl.load(image + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
+        x = tl.load(broad + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
+        y = tl.load(narrow + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
         way = x * inverse1 - y * inverse2
         tl.store(out + row * columns + j, (away1 * way + outward1 * x).to(tl.float32), mask=j < columns)
-        tl.store(out_image + row * columns + j, (outward2 * y - away2 * way).to(tl.float32), mask=j < columns)
+        tl.store(
+            out_narrow + row * columns + j, (outward2 * y - away2 * way).to(tl.float32), mask=j < columns
+        )

@@ -2,11 +2,11 @@
 
 The matrix product of a tile goes to a buffer that stays in a core's caches, where it is reduced in place; the
 backward pass computes the product again. What a product is, :mod:`riemann_unlearn.ops.polar` says; how the
-problem is laid out, :mod:`riemann_unlearn.ops.contrastive_layout`.
+problem is laid out, :mod:`riemann_unlearn.ops.contrastive.layout`.
 
 **Fast tiles** are float32: with Q = cosh D - 1 from the product, sinh D = √(Q(Q+2)) and
 D = log(1 + Q + sinh D), and one exponential serves rows and columns together. Where numba is, what lies
-between the products is one compiled pass (:mod:`riemann_unlearn.ops.contrastive_numba`), and each core works
+between the products is one compiled pass (``passes``), and each core works
 through bands of rows of its own; else it is a dozen torch operations on all cores.
 
 **Careful tiles** are float64, and take over where float32 cannot know the answer: where a pair is so near
@@ -16,7 +16,6 @@ does not tell apart either are computed from the difference of their vectors.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -26,12 +25,12 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.ops import workers
-from riemann_unlearn.ops.backend import backend
-from riemann_unlearn.ops.contrastive_layout import (
+from riemann_unlearn.ops.contrastive.layout import (
     COLUMNS,
     NEAR,
     SPREAD,
     TINY,
+    Fate,
     Gradients,
     Layout,
     Problem,
@@ -57,37 +56,44 @@ _FAR = 1e18
 _NEAR_EXACT = 2.0**-36
 """What NEAR is to float32 this is to float64, whose products err by about 2^-52."""
 
-_CAREFUL, _TWICE = math.nan, math.inf
-"""In a plan, instead of a reference: the tile is careful; rows and columns take an exponential each."""
+Made = tuple[Fate, float]
+"""How a tile is computed, and the reference of its exponentials where one serves rows and columns."""
 
 
-def forward(p: Problem) -> Statistics:
-    """Matched similarities, row and column log-sum-exps, and the mean over the forget negatives."""
-    w = Layout(p, compiled=backend("cpu") == "numba")
+def forward(p: Problem, *, passes: Any = None) -> Statistics:
+    """Matched similarities, row and column log-sum-exps, and the mean over the forget negatives.
+
+    ``passes`` are the compiled ones for what lies between the products, if there are any.
+    """
+    w = Layout(p, passes=passes)
     angle = matched_angles(*w.sides, p.offset)
     value = w.unit * (matched_distances(*w.sides, p.offset, angle)[0] if p.hyperbolic else -angle)
     own = w.p.scale.double() * value
+    # A matched pair starts the sums it is part of: its logit is exact, and a reference surely in range.
     own_columns = torch.full((len(p.y),), -math.inf, dtype=torch.float64)
     own_columns[w.own] = own
     own_columns = w.right.sort(own_columns)
     common = _common_reference(w.p, own)
     rows = _Running(w.left.sort(own), common)
-    plan = own.new_zeros(most_tiles(len(p.x), len(p.y)))
+    plan = own.new_zeros(most_tiles(len(p.x), len(p.y)), 2)
+    made = plan.numpy()  # of which an assignment takes a fifth of torch's time
 
     def task(share: list[list[int]]) -> tuple[_Running, float]:
+        # Each worker has column sums of its own; only one of them may begin with the matched pairs.
         first = any(0 in strip for strip in share)
-        found = _Forward(w, rows, _Running(own_columns, common, begun=first), common)
+        work = _Forward(w, rows, _Running(own_columns, common, begun=first), common)
         total = 0.0
         for strip in share:
             for block in range(len(w.blocks)):
                 tiles = w.tiles(strip, block)
-                for tile, (reference, more) in zip(tiles, found.add(tiles), strict=True):
-                    plan[tile.number] = reference
+                for tile, (how, more) in zip(tiles, work.add(tiles), strict=True):
+                    made[tile.number] = how
                     total += more
-        return found.columns, total
+        return work.columns, total
 
     results = workers.run([partial(task, share) for share in w.shares()])
     columns, total = results[0][0], math.fsum(more for _, more in results)
+    # Rows belong to one worker each; columns to all.
     for other, _ in results[1:]:
         columns.join(other)
     pairs = w.negatives()
@@ -104,24 +110,26 @@ def forward(p: Problem) -> Statistics:
     )
 
 
-def backward(p: Problem, found: Statistics, of: Sequence[Tensor]) -> Gradients:
+def backward(p: Problem, statistics: Statistics, grads: Sequence[Tensor], *, passes: Any = None) -> Gradients:
     """Gradients of the features, τ and c from those of ``matched, rows, columns, negative``."""
-    of_matched, of_rows, of_columns, of_negative = of
-    w = Layout(p, (found.norm_x, found.norm_y), compiled=backend("cpu") == "numba")
+    grad_matched, grad_rows, grad_columns, grad_negative = grads
+    w = Layout(p, (statistics.norm_x, statistics.norm_y), passes=passes)
     scale, unit, root = w.p.scale.double(), w.unit, w.root
     # A matched pair counts by itself and in both the sums it is part of.
-    own = scale * found.matched
-    in_rows = of_rows * torch.exp(own - found.rows)
-    in_columns = of_columns[w.own] * torch.exp(own - found.columns[w.own])
-    of_scale = ((in_rows + in_columns) * found.matched).sum()
-    of_matched = of_matched + scale * (in_rows + in_columns)
+    own = scale * statistics.matched
+    in_rows = grad_rows * torch.exp(own - statistics.rows)
+    in_columns = grad_columns[w.own] * torch.exp(own - statistics.columns[w.own])
+    grad_scale = ((in_rows + in_columns) * statistics.matched).sum()
+    grad_matched = grad_matched + scale * (in_rows + in_columns)
 
-    of_x, of_y = zeros(w.p.x), zeros(w.p.y)
+    grad_x, grad_y = zeros(w.p.x), zeros(w.p.y)
     sums = (
-        torch.stack([w.left.sort(found.rows), w.left.sort(of_rows)], 1),
-        torch.stack([w.right.sort(found.columns), w.right.sort(of_columns)], 1),
+        torch.stack([w.left.sort(statistics.rows), w.left.sort(grad_rows)], 1),
+        torch.stack([w.right.sort(statistics.columns), w.right.sort(grad_columns)], 1),
     )
-    pull, plan = float(of_negative / found.pairs.clamp(min=1)), found.plan.tolist()
+    # Of every mismatched forget pair, through their mean.
+    pull = float(grad_negative / statistics.pairs.clamp(min=1))
+    plan = [(Fate(int(fate)), reference) for fate, reference in statistics.plan.tolist()]
 
     def task(share: list[list[int]]) -> _Backward:
         work = _Backward(w, *sums, pull)
@@ -130,27 +138,29 @@ def backward(p: Problem, found: Statistics, of: Sequence[Tensor]) -> Gradients:
             for block in range(len(w.blocks)):
                 tiles = w.tiles(strip, block)
                 work.add(tiles, [plan[tile.number] for tile in tiles], left)
-            work.of_left = work.of_left + left.finish(of_x, w.rows(strip))
+            work.grad_left = work.grad_left + left.finish(grad_x, w.rows(strip))
         return work
 
     parts = workers.run([partial(task, share) for share in w.shares()])
-    of_right = parts[0].right
+    grad_right = parts[0].right
     for part in parts[1:]:
-        of_right.join(part.right)
-    of_root = sum((part.of_left for part in parts), root.new_zeros(()))
+        grad_right.join(part.right)
+    grad_root = sum((part.grad_left for part in parts), root.new_zeros(()))
     for start in range(0, len(p.y), COLUMNS):
-        of_root = of_root + of_right.finish(of_y, slice(start, min(start + COLUMNS, len(p.y))))
-    of_scale = of_scale + unit * math.fsum(part.of_scale for part in parts)
-    through = add_matched_gradient(*w.sides, p.offset, found.angle, unit * of_matched, of_x, of_y)
+        grad_root = grad_root + grad_right.finish(grad_y, slice(start, min(start + COLUMNS, len(p.y))))
+    grad_scale = grad_scale + unit * math.fsum(part.grad_scale for part in parts)
+    through = add_matched_gradient(*w.sides, p.offset, statistics.angle, unit * grad_matched, grad_x, grad_y)
     if p.hyperbolic:  # s = -D/√c
-        of_root = of_root + math.fsum(part.of_root for part in parts) / root.square()
+        grad_root = grad_root + math.fsum(part.grad_root for part in parts) / root.square()
+        # D depends on √c through both radii, and s = -D/√c once more. Near the origin the two nearly cancel,
+        # and their sum is taken as one (see bend) instead.
         if w.is_small:
-            d = -root * found.matched
+            d = -root * statistics.matched
             g = bend(bent(w.sides[0].r), bent(w.sides[1].r[w.own]), d, torch.sinh(d))
-            of_root = of_root - (of_matched * g).sum() / root.square()
+            grad_root = grad_root - (grad_matched * g).sum() / root.square()
         else:
-            of_root = of_root + through - (of_matched * found.matched).sum() / root
-    return Gradients(of_x, of_y, of_scale.to(p.scale.dtype), (of_root / (2 * root)).to(p.c.dtype))
+            grad_root = grad_root + through - (grad_matched * statistics.matched).sum() / root
+    return Gradients(grad_x, grad_y, grad_scale.to(p.scale.dtype), (grad_root / (2 * root)).to(p.c.dtype))
 
 
 class _Tiles:
@@ -160,7 +170,7 @@ class _Tiles:
         self.w = layout
         self._buffers = [
             torch.empty(layout.tile_size, dtype=layout.p.x.dtype)
-            for _ in range(1 if layout.compiled else buffers)
+            for _ in range(1 if layout.passes is not None else buffers)
         ]
         self._near: dict[int, Tensor] = {}
         self._tiny = layout.p.hyperbolic and layout.longest < TINY
@@ -186,6 +196,7 @@ class _Tiles:
     def fast(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """D and sinh D of a tile, float32; NaN or small where the product is wrong."""
         q = tile.hide(self.product(tile.rows, tile.columns), _FAR)
+        # With Q = cosh D - 1: sinh D = √(Q(Q+2)), D = log(1 + Q + sinh D).
         sinh = torch.add(q, 2, out=self.buffer(1, tile.rows, tile.columns, q.dtype)).mul_(q).sqrt_()
         q.add_(sinh)
         return (q.log1p_() if self._tiny else q.add_(1).log_()), sinh
@@ -194,6 +205,7 @@ class _Tiles:
         """D and S of a tile, float64."""
         left, right, i, j = self.w.left, self.w.right, tile.rows, tile.columns
         y = left.operand(i, careful=True) @ right.operand(j, careful=True).mT
+        # Where rounding could be 2^-16 of Y, the pair is measured by the difference of its vectors.
         near = y <= _NEAR_EXACT * left.shrunk2[i, None] * right.shrunk2[None, j]
         a, b = tile.hide(near, False).nonzero(as_tuple=True)
         y[a, b] = from_differences(left, right, a + i.start, b + j.start)
@@ -238,44 +250,44 @@ class _Forward(_Tiles):
         super().__init__(layout, buffers=2)
         self.rows, self.columns, self.common = rows, columns, common
 
-    def add(self, tiles: list[Tile]) -> list[tuple[float, float]]:
+    def add(self, tiles: list[Tile]) -> list[tuple[Made, float]]:
         """Add a strip's tiles; what the plan should say of each, and ΣV over its negatives."""
         far = self.w.p.hyperbolic and any(map(self.w.is_far, tiles))
-        if not self.w.compiled or far:
+        if self.w.passes is None or far:
             return [self._add_by_torch(tile) for tile in tiles]
         # All of them before the first by torch, which takes the buffer that their products are in.
-        found = [self._add_compiled(*part) for part in zip(tiles, self.products(tiles)[1], strict=True)]
+        results = [self._add_compiled(*part) for part in zip(tiles, self.products(tiles)[1], strict=True)]
         return [
-            self._add_by_torch(tile) if math.isnan(reference) else (reference, total)
-            for tile, (reference, total) in zip(tiles, found, strict=True)
+            self._add_by_torch(tile) if how[0] == Fate.CAREFUL else (how, total)
+            for tile, (how, total) in zip(tiles, results, strict=True)
         ]
 
-    def _add_by_torch(self, tile: Tile) -> tuple[float, float]:
+    def _add_by_torch(self, tile: Tile) -> tuple[Made, float]:
         if not self.w.p.hyperbolic:
             return self._add(tile, self.cosines(tile), False)
-        if not self.w.compiled and not self.w.is_far(tile):
+        if self.w.passes is None and not self.w.is_far(tile):
             v = self.fast_if_right(tile)
             if v is not None:
                 return self._add(tile, v, False)
         return self._add(tile, self.careful(tile)[0], True)
 
-    def _add_compiled(self, tile: Tile, product: Tensor) -> tuple[float, float]:
-        w, kernels = self.w, _kernels()
+    def _add_compiled(self, tile: Tile, product: Tensor) -> tuple[Made, float]:
+        w, passes = self.w, self.w.passes
         i, j = tile.rows, tile.columns
-        fate, reference, total = kernels.reduce_tile(
+        fate, reference, total = passes.reduce_tile(
             product.numpy(), j.start, tile.places, *w.near(tile),
             self.rows.array[i], self.columns.array[j],
-            w.slope, math.nan if self.common is None else self.common, SPREAD, tile.kind,
+            w.slope, self.common is not None, self.common or 0.0, SPREAD, tile.kind,
         )  # fmt: skip
-        if fate == kernels.NEAR:
-            return _CAREFUL, 0.0
-        return (reference if fate == kernels.SHARED else _TWICE), total
+        return (Fate(fate), reference), total
 
-    def _add(self, tile: Tile, v: Tensor, careful: bool) -> tuple[float, float]:
+    def _add(self, tile: Tile, v: Tensor, careful: bool) -> tuple[Made, float]:
         sides = [(self.rows, tile.rows, 1)] if tile.by_row else []
         if tile.by_column:
             sides.append((self.columns, tile.columns, 0))
         reference, slope = self.common, self.w.slope
+        # Without a reference for all tiles, the sums' own are raised to what the tile needs (slope < 0: the
+        # least V is the largest logit), and one exponential serves both if all of them are near each other.
         if reference is None:
             most = slope * v.amin(1)
             tops = [
@@ -284,20 +296,21 @@ class _Forward(_Tiles):
             ]
             highest, lowest = float(most.max()), min(float(top.min()) for top in tops)
             fits = highest - lowest <= 2 * SPREAD and not careful
-            reference = highest - SPREAD if fits else _TWICE
+            reference = highest - SPREAD if fits else None
             for (running, where, _), top in zip(sides, tops, strict=True):
                 running.raise_top(where, top)
-        shared = tile.hide(self.exponentials(1, v, reference), 0.0) if reference != _TWICE else None
+        shared = None if reference is None else tile.hide(self.exponentials(1, v, reference), 0.0)
         for running, where, dim in sides:
             if shared is not None and self.common is not None:
                 running.sum[where] += shared.sum(dim)
-            elif shared is not None:
+            elif shared is not None and reference is not None:
                 running.sum[where] += shared.sum(dim) * torch.exp(reference - running.top[where])
             else:
                 top = running.top[where].to(v.dtype).unsqueeze(dim)
                 running.sum[where] += tile.hide(self.exponentials(1, v, top), 0.0).sum(dim)
         total = float(tile.only_negatives(v).sum(0).double().sum()) if tile.negatives else 0.0
-        return (_CAREFUL if careful else reference), total
+        fate = Fate.CAREFUL if careful else Fate.TWICE if reference is None else Fate.SHARED
+        return (fate, reference or 0.0), total
 
 
 class _Backward(_Tiles):
@@ -308,43 +321,46 @@ class _Backward(_Tiles):
         self.rows, self.columns, self.pull = rows, columns, pull
         """Log-sum-exps and their gradients, shape (., 2), and dL/ds of a negative from their mean."""
         self.right = _Sums(layout, layout.right, slice(0, len(layout.right)))
-        self.of_left = layout.root.new_zeros(())
-        self.of_scale = 0.0
+        self.grad_left = layout.root.new_zeros(())
+        self.grad_scale = 0.0
         """Σ V dL/dlogit."""
-        self.of_root = 0.0
+        self.grad_root = 0.0
         """c times the gradient of √c, but for what goes through the operands."""
 
-    def add(self, tiles: list[Tile], plan: list[float], left: _Sums) -> None:
+    def add(self, tiles: list[Tile], plan: list[Made], left: _Sums) -> None:
         """What a strip's tiles contribute; their row sums to ``left``."""
-        w, careful = self.w, any(map(math.isnan, plan))
+        w, careful = self.w, any(fate == Fate.CAREFUL for fate, _ in plan)
+        # Careful tiles have operands of another scale and dtype: a strip that has one is taken apart.
         if careful and len(tiles) > 1:
-            for tile, reference in zip(tiles, plan, strict=True):
-                self.add([tile], [reference], left)
+            for tile, how in zip(tiles, plan, strict=True):
+                self.add([tile], [how], left)
             return
         rows, columns = slice(tiles[0].rows.start, tiles[-1].rows.stop), tiles[0].columns
-        if w.compiled and not careful:
+        if w.passes is not None and not careful:
             h, parts = self.products(tiles)
-            for tile, part, reference in zip(tiles, parts, plan, strict=True):
-                self._differentiate_compiled(tile, part, reference)
+            for tile, part, how in zip(tiles, parts, plan, strict=True):
+                self._differentiate_compiled(tile, part, how)
         else:
             h = self._gradient(tiles[0], plan[0])
         factor = float(w.unit)
         left.add(rows, h, w.right.operand(columns, careful), factor, careful)
         self.right.add(columns, h.mT, w.left.operand(rows, careful), factor, careful)
 
-    def _differentiate_compiled(self, tile: Tile, product: Tensor, reference: float) -> None:
+    def _differentiate_compiled(self, tile: Tile, product: Tensor, how: Made) -> None:
         """Put what :meth:`_gradient` gives in the product's place."""
         w, i, j = self.w, tile.rows, tile.columns
-        of_scale, of_root = _kernels().differentiate_tile(
+        fate, reference = how
+        grad_scale, grad_root = w.passes.differentiate_tile(
             product.numpy(), j.start, tile.places, self.rows[i].numpy(), self.columns[j].numpy(),
-            *w.polar_arrays(tile), w.slope, reference, float(w.p.scale), self.pull, tile.kind,
+            *w.polar_arrays(tile), w.slope, fate == Fate.SHARED, reference,
+            float(w.p.scale), self.pull, tile.kind,
         )  # fmt: skip
-        self.of_scale += of_scale
-        self.of_root += of_root
+        self.grad_scale += grad_scale
+        self.grad_root += grad_root
 
-    def _gradient(self, tile: Tile, reference: float) -> Tensor:
+    def _gradient(self, tile: Tile, how: Made) -> Tensor:
         """dL/dproduct over ``unit``, by torch."""
-        w, careful = self.w, math.isnan(reference)
+        w, careful = self.w, how[0] == Fate.CAREFUL
         sinh = None
         if careful:
             v, sinh = self.careful(tile)
@@ -352,27 +368,28 @@ class _Backward(_Tiles):
             v, sinh = self.fast(tile)
         else:
             v = self.cosines(tile)
-        h = self._logit_gradient(tile, v, reference)
-        of_scale = float(torch.dot(h.view(-1), v.view(-1)))
-        self.of_scale += of_scale
+        h = self._logit_gradient(tile, v, how)
+        grad_scale = float(torch.dot(h.view(-1), v.view(-1)))
+        self.grad_scale += grad_scale
         scale = float(w.p.scale)
         h.mul_(scale)
-        of_root = scale * of_scale
+        grad_root = scale * grad_scale
         if tile.negatives:
             more = tile.only_negatives(self.buffer(3, tile.rows, tile.columns, h.dtype).fill_(self.pull))
             h.add_(more)
-            of_root = float(torch.dot(h.view(-1), v.view(-1)))
+            grad_root = float(torch.dot(h.view(-1), v.view(-1)))
         if sinh is not None and not careful and w.is_small:
             one, other = w.polar[0][tile.rows].unsqueeze(1), w.polar[1][tile.columns].unsqueeze(0)
             g = bend(one.unbind(-1), other.unbind(-1), v, sinh)
-            of_root = -float(torch.dot(h.view(-1), g.view(-1)))
-        self.of_root += of_root
+            grad_root = -float(torch.dot(h.view(-1), g.view(-1)))
+        self.grad_root += grad_root
         if sinh is not None:
             h = torch.where(sinh > 0, h / sinh, 0.0) if careful else h.div_(sinh)
         return h
 
-    def _logit_gradient(self, tile: Tile, v: Tensor, reference: float) -> Tensor:
+    def _logit_gradient(self, tile: Tile, v: Tensor, how: Made) -> Tensor:
         """dL/dlogit of a tile through the sums."""
+        fate, reference = how
         sides = [
             (sums[where, 0].unsqueeze(dim), sums[where, 1].unsqueeze(dim))
             for sums, where, dim, wanted in (
@@ -381,16 +398,16 @@ class _Backward(_Tiles):
             )
             if wanted
         ]
-        if math.isfinite(reference):
+        if fate == Fate.SHARED:
             h = self.exponentials(2, v, reference)
-            weights = [(of * torch.exp(reference - log)).to(v.dtype) for log, of in sides]
+            weights = [(grad * torch.exp(reference - log)).to(v.dtype) for log, grad in sides]
             if len(weights) == 1:
                 h.mul_(weights[0])
             else:
                 h.mul_(torch.add(*weights, out=self.buffer(3, tile.rows, tile.columns, v.dtype)))
         else:
             parts = [
-                self.exponentials(2 + k, v, log).mul_(of.to(v.dtype)) for k, (log, of) in enumerate(sides)
+                self.exponentials(2 + k, v, log).mul_(grad.to(v.dtype)) for k, (log, grad) in enumerate(sides)
             ]
             h = parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
         return tile.hide(h, 0.0)
@@ -426,9 +443,9 @@ class _Running:
         self.top[where] = top
 
     def join(self, other: _Running) -> None:
-        """Add what another has found."""
+        """Add what another has added up."""
         top = torch.maximum(self.top, other.top)
-        for sums in (self, other):  # where nothing was found at all, both are -inf
+        for sums in (self, other):  # where there was nothing at all, both are -inf
             sums.sum.mul_(torch.exp(torch.where(top > -math.inf, sums.top - top, 0.0)))
         self.sum += other.sum
         self.top.copy_(top)
@@ -456,7 +473,7 @@ class _Sums:
         part.addmm_(h, operand, alpha=factor)
 
     def join(self, other: _Sums) -> None:
-        """Add what another has found."""
+        """Add what another has added up."""
         for careful, part in other._parts.items():
             if careful in self._parts:
                 self._parts[careful] += part
@@ -465,13 +482,13 @@ class _Sums:
 
     def finish(self, out: Tensor, rows: slice) -> Tensor:
         """Pass what was added for some rows on to the features, ``out``; the gradient of √c through them."""
-        of_root = self.side.norm.new_zeros(())
+        grad_root = self.side.norm.new_zeros(())
         here = slice(rows.start - self.rows.start, rows.stop - self.rows.start)
         for careful, part in self._parts.items():
             through = self.side.add_gradient(out, part[here], rows, careful)
             if careful or not self._skips_root:
-                of_root = of_root + through
-        return of_root
+                grad_root = grad_root + through
+        return grad_root
 
 
 def _common_reference(p: Problem, own: Tensor) -> float | None:
@@ -480,7 +497,3 @@ def _common_reference(p: Problem, own: Tensor) -> float | None:
         return None
     most = 0.0 if p.hyperbolic else float(p.scale)
     return most - SPREAD if float(own.min()) >= most - 2 * SPREAD else None
-
-
-def _kernels() -> Any:
-    return importlib.import_module("riemann_unlearn.ops.contrastive_numba")

@@ -19,8 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from riemann_unlearn.ops.cones_triton import UNFUSED
-from riemann_unlearn.ops.contrastive_triton import launch
+from riemann_unlearn.ops.launch import UNFUSED, launch
 from riemann_unlearn.ops.polar import Side
 
 GROUP = 32
@@ -55,21 +54,21 @@ def topk(queries: Tensor, bank: Tensor, k: int, root: Tensor, hyperbolic: bool) 
 
 def _nearest_groups(left: Side, right: Side, groups: int) -> Tensor:
     """How near the nearest of each group is to each query, shape (N, groups)."""
-    found = torch.empty(len(left), groups, dtype=torch.float32, device=left.x.device)
+    near = torch.empty(len(left), groups, dtype=torch.float32, device=left.x.device)
     sizes = len(left), len(right), groups
-    launch(_nearest, grid(left, right), *operands(left, right), found, *sizes, GROUP=GROUP, **meta(left))
-    return found
+    launch(_nearest, grid(left, right), *operands(left, right), near, *sizes, GROUP=GROUP, **meta(left))
+    return near
 
 
 def _within(left: Side, right: Side, chosen: Tensor) -> Tensor:
     """How near each row of chosen groups is, shape (N, groups·GROUP); ∞ past the bank's end."""
-    found = torch.empty(*chosen.shape, GROUP, dtype=torch.float64, device=chosen.device)
+    near = torch.empty(*chosen.shape, GROUP, dtype=torch.float64, device=chosen.device)
     block = min(WIDEST, int(triton.next_power_of_2(max(left.x.shape[1], 1))))
     _measure[(chosen.numel(),)](
-        left.x, right.x, chosen.contiguous(), *polar(left), *polar(right), found, len(right),
+        left.x, right.x, chosen.contiguous(), *polar(left), *polar(right), near, len(right),
         chosen.shape[1], left.x.shape[1], HYPERBOLIC=left.hyperbolic, BLOCK=block, GROUP=GROUP, **UNFUSED,
     )  # fmt: skip
-    return found.flatten(1)
+    return near.flatten(1)
 
 
 def grid(left: Side, right: Side) -> Callable[[dict[str, int]], tuple[int]]:
@@ -216,23 +215,23 @@ def _nearest(
     if HYPERBOLIC and not WIDE:
         far = is_far(r1, r2, i, j, rows, columns)
     if far:
-        found = apart_tile(
+        near = apart_tile(
             x, inverse1, r1, shrunk1, a1, decay1, y, inverse2, r2, shrunk2, a2, decay2,
             i, j, rows, columns, inner, HYPERBOLIC, M, N,
         ).to(tl.float32)  # fmt: skip
     else:
-        found, _ = tile(
+        near, _ = tile(
             x, scale1, less_one1, y, scale2, less_one2, i, j, rows, columns, inner, HYPERBOLIC, M, N, K
         )
         if HYPERBOLIC:
             # D = 2 log(1 + t), and log(1 + t) = log(u)·t/(u - 1) of the rounded u = 1 + t.
-            q = tl.maximum(found, 0.0) / 2
+            q = tl.maximum(near, 0.0) / 2
             t = tl.sqrt(q) + q / (1 + tl.sqrt(1 + q))
             rounded = 1 + t
             small = rounded == 1
-            found = 2 * tl.where(small, t, tl.log(rounded) * (t / tl.where(small, 1.0, rounded - 1)))
-    found = tl.where((j < columns)[None, :], found, float("inf"))
-    nearest = tl.min(tl.reshape(found, (M, N // GROUP, GROUP)), 2)
+            near = 2 * tl.where(small, t, tl.log(rounded) * (t / tl.where(small, 1.0, rounded - 1)))
+    near = tl.where((j < columns)[None, :], near, float("inf"))
+    nearest = tl.min(tl.reshape(near, (M, N // GROUP, GROUP)), 2)
     group = tl.min(j) // GROUP + tl.arange(0, N // GROUP)
     inside = (i < rows)[:, None] & (group < groups)[None, :]
     tl.store(out + i.to(tl.int64)[:, None] * groups + group[None, :], nearest, mask=inside)
@@ -256,7 +255,7 @@ def _measure(
         inside = in_j[:, None] & (k < inner)[None, :]
         w = tl.load(y + j[:, None] * inner + k[None, :], mask=inside, other=0.0).to(tl.float64) * by_column
         total = apart(total, u, w, HYPERBOLIC)
-    found = nearness(
+    near = nearness(
         tl.sum(total, 1),
         tl.load(r1 + i),
         tl.load(shrunk1 + i),
@@ -268,4 +267,4 @@ def _measure(
         tl.load(decay2 + j, mask=in_j, other=1.0),
         HYPERBOLIC,
     )
-    tl.store(out + place * GROUP + tl.arange(0, GROUP), tl.where(in_j, found, float("inf")))
+    tl.store(out + place * GROUP + tl.arange(0, GROUP), tl.where(in_j, near, float("inf")))

@@ -9,9 +9,9 @@ the batch and U its forget pairs, the op gives
     \text{rows}_a &= \log \sum_b e^{τ s_{ab}}, \qquad \text{columns}_b = \log \sum_a e^{τ s_{ab}} \\
     \text{negative} &= \operatorname{mean}_{a \ne b \in U} s_{ab}
 
-where the sums of a retain pair run over R, as L_con asks, and those of a forget pair over the whole batch, as
-L_perf does. So L_con, L_neg, L_pos and L_perf of AC and HAC are a few operations on vectors more. Pairs with
-equal caption ids are no negatives: they take no part in the sums of retain pairs, nor in the mean.
+where the sums of a retain pair run over R, and those of a forget pair over the whole batch. The terms of a
+loss are a few operations on these vectors more (:mod:`riemann_unlearn.losses.functional`). Pairs with equal
+caption ids are no negatives: they take no part in the sums of retain pairs, nor in the mean.
 
 The B×B matrix is never held. Tiles of it are made by a matrix product, reduced, and made again in the
 backward pass: four products of B·B·D in all, where three are the least a gradient can cost. Matched pairs are
@@ -19,43 +19,33 @@ computed from differences, which is accurate however near they are. Per element 
 root, one logarithm and one exponential: cosh D - 1 comes from the product itself
 (:mod:`riemann_unlearn.ops.polar`), and sinh D is a square root.
 
-On the CPU tiles are torch operations on buffers that stay in the caches (
-:mod:`riemann_unlearn.ops.contrastive_tiled`); on CUDA they are Triton kernels; elsewhere the plain
-:func:`reference` serves.
+On the CPU tiles are torch operations on buffers that stay in the caches (``tiled``), with compiled passes
+between the products where numba is (``numba``); on CUDA they are Triton kernels (``triton``); elsewhere plain
+torch serves, with the matrix (``definition``). ``layout`` says how a problem is cut into tiles.
 """
 
 from __future__ import annotations
 
-import importlib
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from riemann_unlearn.geometry import tangent
 from riemann_unlearn.geometry.precision import Curvature, widen
-from riemann_unlearn.ops import contrastive_tiled as tiled
-from riemann_unlearn.ops.backend import as_scalar, backend
-from riemann_unlearn.ops.contrastive_layout import Problem, Statistics, most_tiles
+from riemann_unlearn.ops.backend import Backend, as_scalar, derivatives, has_numba, has_triton, implementation
+from riemann_unlearn.ops.contrastive.definition import Contrastive, reference
+from riemann_unlearn.ops.contrastive.layout import Problem, Statistics, most_tiles
+from riemann_unlearn.registry import register
 
-__all__ = ["Contrastive", "contrastive", "from_similarities", "reference"]
-
-
-class Contrastive(NamedTuple):
-    """What :func:`contrastive` returns; float64 on devices that have it."""
-
-    matched: Tensor
-    """s of each row and its own column, shape (N,)."""
-    rows: Tensor
-    """Log-sum-exp of each row, shape (N,)."""
-    columns: Tensor
-    """Log-sum-exp of each column over the given rows, shape (M,); -inf where there is nothing to sum."""
-    negative: Tensor
-    """Mean s of the mismatched forget pairs, shape (); 0 where there are none."""
-    pairs: Tensor
-    """How many mismatched forget pairs there are, shape (); takes no gradient."""
+_HOME = "riemann_unlearn.ops.contrastive."
+register(Backend("contrastive", "reference", _HOME + "definition", derivatives=2))
+register(Backend("contrastive", "tiled", _HOME + "tiled", devices=("cpu",), derivatives=1))
+register(
+    Backend("contrastive", "numba", _HOME + "numba", devices=("cpu",), derivatives=1, available=has_numba)
+)
+register(
+    Backend("contrastive", "triton", _HOME + "triton", devices=("cuda",), derivatives=1, available=has_triton)
+)
 
 
 def contrastive(
@@ -112,79 +102,21 @@ def contrastive(
     --------
     >>> import torch
     >>> v = 2 * torch.eye(3)
-    >>> found = contrastive(v, v, scale=1.0, c=1.0)
-    >>> found.matched, found.rows.round(decimals=3)
+    >>> batch = contrastive(v, v, scale=1.0, c=1.0)
+    >>> batch.matched, batch.rows.round(decimals=3)
     (tensor([-0., -0., -0.], dtype=torch.float64), tensor([0.0680, 0.0680, 0.0680], dtype=torch.float64))
     """
-    check(x, y, forget, caption_ids, offset)
+    _check(x, y, forget, caption_ids, offset)
     x, y = widen(x), widen(y)
+    # One product takes one dtype; a float64 side is not rounded to the other's.
     dtype = torch.promote_types(x.dtype, y.dtype)
     x, y = x.to(dtype), y.to(dtype)
-    if backend(x.device) == "reference":
+    if derivatives("contrastive", x.device.type, dtype) > 1:
         return reference(x, y, scale, c, forget=forget, caption_ids=caption_ids, offset=offset)
+    # An operator of torch.library takes tensors: numbers become such, and a missing curvature is not read.
     tau, curvature = as_scalar(scale, x), as_scalar(1.0 if c is None else c, x, curvature=True)
-    found = _forward(x, y, tau, curvature, forget, caption_ids, offset, c is not None)
-    return Contrastive(*found[:5])
-
-
-def reference(
-    x: Tensor,
-    y: Tensor,
-    scale: Curvature,
-    c: Curvature | None = None,
-    *,
-    forget: Tensor | None = None,
-    caption_ids: Tensor | None = None,
-    offset: int = 0,
-) -> Contrastive:
-    """The same in a few lines of torch, with the matrix; :func:`contrastive` is held to it."""
-    own = torch.arange(offset, offset + len(x), device=x.device)
-    with torch.autocast(x.device.type, enabled=False):
-        if c is None:
-            a, b = (torch.nn.functional.normalize(widen(v), dim=-1) for v in (x, y))
-            s, matched = a @ b.mT, (a * b[own]).sum(-1)
-        else:
-            s, matched = -tangent.cdist(x, y, c), -tangent.dist(x, y[own], c)
-    s = s.index_put((torch.arange(len(x), device=x.device), own), matched.to(s.dtype))
-    return from_similarities(s, scale, forget=forget, caption_ids=caption_ids, offset=offset)
-
-
-def log_sum_exp(logits: Tensor, among: Tensor, dim: int) -> Tensor:
-    """The normalizer of a softmax over the pairs ``among``, along an axis; -inf where there are none."""
-    some = among.any(dim, keepdim=True)
-    # A sum without terms is taken over zeros and replaced afterwards: its own gradient would be NaN.
-    masked = torch.where(among, logits, -math.inf).masked_fill(~some, 0.0)
-    return masked.logsumexp(dim).masked_fill(~some.squeeze(dim), -math.inf)
-
-
-def from_similarities(
-    s: Tensor,
-    scale: Curvature,
-    bias: Curvature = 0.0,
-    *,
-    forget: Tensor | None = None,
-    caption_ids: Tensor | None = None,
-    offset: int = 0,
-    normalizer: Callable[[Tensor, Tensor, int], Tensor] = log_sum_exp,
-) -> Contrastive:
-    """The same from the matrix of similarities, shape (N, M), for geometries that have no other way.
-
-    ``normalizer`` takes the logits τ·s + bias, which of them count, and an axis, and gives the logarithms of
-    the normalizers along it.
-    """
-    n, m = s.shape
-    own = torch.arange(offset, offset + n, device=s.device)
-    itself = own[:, None] == torch.arange(m, device=s.device)
-    same = itself if caption_ids is None else caption_ids[own, None] == caption_ids
-    drop = torch.zeros(m, dtype=torch.bool, device=s.device) if forget is None else forget
-    retained = ~drop[own, None] & ~drop & (itself | ~same)
-    logits = scale * s + bias
-    by_row = normalizer(logits, retained | drop[own, None], 1)
-    by_column = normalizer(logits, retained | drop, 0)
-    negatives = drop[own, None] & drop & ~same
-    pairs = negatives.sum()
-    negative = torch.where(negatives, s, 0.0).sum() / pairs.clamp(min=1)
-    return Contrastive(s.diagonal(offset), by_row, by_column, negative, pairs.to(s.dtype))
+    statistics = _forward(x, y, tau, curvature, forget, caption_ids, offset, c is not None)
+    return Contrastive(*statistics[:5])
 
 
 _PROBLEM = (
@@ -210,7 +142,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem = Problem(x, y, scale, c, forget, caption_ids, offset, hyperbolic)
     with torch.autocast(x.device.type, enabled=False):
-        return tuple(implementation(x).forward(problem))
+        return tuple(implementation("contrastive", x).forward(problem))
 
 
 @_forward.register_fake
@@ -224,13 +156,15 @@ def _(
     offset: int,
     hyperbolic: bool,
 ) -> tuple[Tensor, ...]:
-    return fake(x, y)
+    n, m = x.shape[0], y.shape[0]
+    shapes = ((n,), (n,), (m,), (), (), (most_tiles(n, m), 2), (n,), (n,), (m,))
+    return tuple(x.new_empty(shape, dtype=torch.float64) for shape in shapes)
 
 
 @torch.library.custom_op(
     "riemann_unlearn::contrastive_backward",
     mutates_args=(),
-    schema=f"({_PROBLEM}, Tensor[] found, Tensor[] of) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({_PROBLEM}, Tensor[] statistics, Tensor[] grads) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward(
     x: Tensor,
@@ -241,12 +175,12 @@ def _backward(
     caption_ids: Tensor | None,
     offset: int,
     hyperbolic: bool,
-    found: list[Tensor],
-    of: list[Tensor],
+    statistics: list[Tensor],
+    grads: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     problem = Problem(x, y, scale, c, forget, caption_ids, offset, hyperbolic)
     with torch.autocast(x.device.type, enabled=False):
-        return tuple(implementation(x).backward(problem, Statistics(*found), of))
+        return tuple(implementation("contrastive", x).backward(problem, Statistics(*statistics), grads))
 
 
 @_backward.register_fake
@@ -259,22 +193,23 @@ def _(
     caption_ids: Tensor | None,
     offset: int,
     hyperbolic: bool,
-    found: list[Tensor],
-    of: list[Tensor],
+    statistics: list[Tensor],
+    grads: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(y), torch.empty_like(scale), torch.empty_like(c)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, y, scale, c, forget, caption_ids, ctx.offset, ctx.hyperbolic = inputs
+    # The number of pairs, and what only the backward pass reads.
     ctx.mark_non_differentiable(*output[4:])
     ctx.save_for_backward(x, y, scale, c, forget, caption_ids, *output)
 
 
-def _gradients(ctx: Any, *of: Tensor) -> tuple[Tensor | None, ...]:
-    x, y, scale, c, forget, caption_ids, *found = ctx.saved_tensors
+def _gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    x, y, scale, c, forget, caption_ids, *statistics = ctx.saved_tensors
     gradients = _backward(
-        x, y, scale, c, forget, caption_ids, ctx.offset, ctx.hyperbolic, list(found), list(of[:4])
+        x, y, scale, c, forget, caption_ids, ctx.offset, ctx.hyperbolic, statistics, list(grads[:4])
     )
     return *gradients, None, None, None, None
 
@@ -282,21 +217,7 @@ def _gradients(ctx: Any, *of: Tensor) -> tuple[Tensor | None, ...]:
 _forward.register_autograd(_gradients, setup_context=_save)
 
 
-def fake(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    """What the forward pass would return, without its values."""
-    n, m = x.shape[0], y.shape[0]
-    shapes = ((n,), (n,), (m,), (), (), (most_tiles(n, m),), (n,), (n,), (m,))
-    return tuple(x.new_empty(shape, dtype=torch.float64) for shape in shapes)
-
-
-def implementation(x: Tensor) -> Any:
-    """The module that serves the device of ``x``; Triton is imported only where it runs."""
-    return (
-        tiled if x.device.type == "cpu" else importlib.import_module("riemann_unlearn.ops.contrastive_triton")
-    )
-
-
-def check(x: Tensor, y: Tensor, forget: Tensor | None, caption_ids: Tensor | None, offset: int) -> None:
+def _check(x: Tensor, y: Tensor, forget: Tensor | None, caption_ids: Tensor | None, offset: int) -> None:
     """Raise ValueError for arguments of the op that do not fit."""
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
