@@ -224,17 +224,9 @@ def audit(
 
 
 def plot(audits: Sequence[Audit], path: str, operations: Sequence[str] | None = None) -> None:
-    """Error against radius, one panel an operation and one line a library; worst over the regimes.
+    """Error against radius, one panel an operation and one line a library; worst over the regimes."""
+    from matplotlib.figure import Figure
 
-    Raises
-    ------
-    ImportError
-        Without matplotlib, which ``pip install riemann-unlearn[docs]`` brings.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("the plot needs matplotlib: pip install riemann-unlearn[docs]") from None
     names = list(operations or dict.fromkeys(r.operation for a in audits for r in a.records))
     columns = min(3, len(names))
     figure = Figure(figsize=(4 * columns, 2.8 * math.ceil(len(names) / columns)), layout="constrained")

@@ -213,6 +213,8 @@ def _zero_shot_rows(shares: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...
     First the level above the most specific, which most concepts are asked for at; then the most specific, in
     two strengths; then what is more general.
     """
+    if "levels" not in shares:
+        raise ValueError("the metrics name no levels: an older version wrote them; make the run again")
     first, *above = shares["levels"]
     own = [
         (f"recall@1 ({first})", ("levels", first, "accuracy")),

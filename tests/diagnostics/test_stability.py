@@ -14,7 +14,7 @@ from torch import Tensor
 
 import riemann_unlearn as ru
 from riemann_unlearn import cli, geometry
-from riemann_unlearn.diagnostics import audit, find, plot
+from riemann_unlearn.diagnostics import audit, find
 from riemann_unlearn.diagnostics import reference as ref
 
 FEW = (1e-6, 1.0, 10.0)
@@ -110,12 +110,6 @@ def test_the_command_prints_plots_and_exits(tmp_path: Path, capsys: pytest.Captu
     assert cli.main(["stability", *few, "--manifold", "geoopt:Lorentz"]) == 3
     assert "not safe" in capsys.readouterr().out
     assert cli.main(["stability", "--manifold", "no:thing"]) == 2
-
-
-def test_without_matplotlib_the_plot_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"riemann-unlearn\[docs\]"):
-        plot([audit(radii=[1.0], operations=["dist0"])], "x.png")
 
 
 def test_the_reference_keeps_the_laws_of_its_own() -> None:

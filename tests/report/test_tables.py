@@ -74,6 +74,13 @@ def test_what_could_not_be_measured_is_listed_with_the_reason() -> None:
     assert table.splitlines()[-1] == "not measured: Asked by image prototypes, %: it needs held-out images"
 
 
+def test_metrics_of_an_older_version_are_refused_in_words() -> None:
+    old = metrics()
+    del old["before"]["forget"]["levels"]
+    with pytest.raises(ValueError, match="an older version wrote them"):
+        metrics_table(old)
+
+
 def test_a_method_without_steps_names_none() -> None:
     assert "(seed 0, 3 s)" in metrics_table(metrics(steps=0))
 
