@@ -26,8 +26,7 @@ import yaml
 from riemann_unlearn import data, models
 from riemann_unlearn.data.captions import name_caption
 from riemann_unlearn.evaluation.features import encode_images, encode_texts
-from riemann_unlearn.geometry import tangent
-from riemann_unlearn.losses import EntailmentLoss
+from riemann_unlearn.spaces import LorentzTangents
 from riemann_unlearn.training import TrainConfig, train
 
 
@@ -50,8 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = next(info.path for info in models.list_models() if info.name == "meru-emoji")
     last = json.loads((folder / "history.jsonl").read_text("utf-8").splitlines()[-1])
     bundled = {"entailment_weight": "meru-emoji", "initial_curvature": 1.0, "epochs": last["epoch"]}
-    rows.insert(0, bundled | measure(models.load("meru-emoji"), data.load("emoji"), last))
-    print(f"Half-spaces up to r = {math.asinh(2 * EntailmentLoss().min_radius):.3f}\n")
+    model = models.load("meru-emoji")
+    rows.insert(0, bundled | measure(model, data.load("emoji"), last))
+    if isinstance(model.space, LorentzTangents):
+        print(f"Half-spaces up to r = {math.asinh(2 * model.space.min_radius):.3f}\n")
     print("| λ | c₀ | epochs | c | τ | r of images | r of names | inside | accuracy, seen |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
@@ -83,15 +84,15 @@ def measure(model: models.DualEncoder, dataset: data.Dataset, record: dict[str, 
     """Scalars, radii and cones of a model at the end of its training, whose last record is ``record``."""
     names = [name_caption(concept) for concept in dataset.taxonomy.concepts]
     images, texts = encode_images(model, dataset.seen.images), encode_texts(model, names)
-    c = model.curvature.detach()  # type: ignore[union-attr]
-    own = texts[dataset.seen.concept]
-    inside = tangent.exterior_angle(own, images, c) <= tangent.half_aperture(own, c)
+    space = model.space.detached()
+    _, c = space.tangents(texts)
+    inside = space.cones(texts[dataset.seen.concept], images).outside <= 0
     sides = {"image": images, "name": texts}
     return {
-        "curvature": c.item(),
+        "curvature": float(c),
         "logit_scale": record["logit_scale"],
         "accuracy": record["seen"]["accuracy"],
-        "radius": {side: (c.sqrt() * v.norm(dim=-1)).median().item() for side, v in sides.items()},
+        "radius": {side: space.radius(v).median().item() for side, v in sides.items()},
         "inside": inside.double().mean().item(),
     }
 

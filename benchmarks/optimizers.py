@@ -196,18 +196,25 @@ class Embedded:
 def embedded_emoji() -> Embedded:
     """The points, computed once: it takes the image tower a while."""
     model, data = ru.load("meru-emoji"), load_data("emoji")
-    assert model.curvature is not None
-    assert data.heldout is not None
-    root = model.curvature.detach() ** 0.5
+    if data.heldout is None:
+        raise ValueError("the problems on emoji need the held-out vendor")
+    space = model.space.detached()
+
+    def points(features: Tensor) -> Tensor:
+        v, c = space.tangents(features)
+        return lift(v * c**0.5)
+
     names = [name_caption(concept) for concept in data.taxonomy.concepts]
+    captions = encode_texts(model, names)
+    _, c = space.tangents(captions)
     return Embedded(
-        lift(encode_images(model, data.seen.images) * root),
+        points(encode_images(model, data.seen.images)),
         data.seen.concept,
-        lift(encode_images(model, data.heldout.images) * root),
+        points(encode_images(model, data.heldout.images)),
         data.heldout.concept,
-        lift(encode_texts(model, names) * root),
+        points(captions),
         data.taxonomy.select(["food-fruit"]).concepts,
-        float(model.logit_scale.detach().exp() / root),
+        float(space.scale / c**0.5),
     )
 
 

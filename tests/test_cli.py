@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -305,11 +306,24 @@ def test_help_tells_every_option_and_is_quick(capsys: pytest.CaptureFixture[str]
     assert done.stdout == "set()\n"
 
 
-def test_the_module_is_the_command_line() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "riemann_unlearn", "--version"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == f"riemann-unlearn {__version__}\n"
+def test_the_module_is_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["riemann_unlearn", "--version"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("riemann_unlearn", run_name="__main__")
+    assert capsys.readouterr().out == f"riemann-unlearn {__version__}\n"
+
+
+def test_a_bundled_model_is_trained_as_it_was_but_for_what_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("riemann_unlearn.training.train", lambda *given, **_: asked.extend(given))
+    assert main(["train", "--model", "meru-emoji", "--output", str(tmp_path / "o"), "--epochs", "3"]) == 0
+    model, settings, output = asked
+    assert (model["architecture"], output) == ("MERU", tmp_path / "o")
+    assert (settings.epochs, settings.batch_size, settings.entailment_weight) == (3, 128, 0.02)
 
 
 @dataclass(frozen=True)

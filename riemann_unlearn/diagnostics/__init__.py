@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from riemann_unlearn.diagnostics.watch import StabilityWarning, Watch, safe_radius, watch
+from riemann_unlearn.diagnostics.watcher import StabilityWarning, Watch, safe_radius, watch
 
 if TYPE_CHECKING:
     from riemann_unlearn.diagnostics.stability import RADII, Audit, audit, plot

@@ -95,14 +95,14 @@ def find(target: str) -> Any:
         if home.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(home).stem, home)
             if spec is None or spec.loader is None:
-                raise ImportError(f"{home} is no file of Python")
-            found: Any = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(found)
+                raise ImportError(f"{home} is no Python file")
+            target_object: Any = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(target_object)
         else:
-            found = importlib.import_module(home)
+            target_object = importlib.import_module(home)
         if attribute:
-            found = getattr(found, attribute)
-        return found() if isinstance(found, type) else found
+            target_object = getattr(target_object, attribute)
+        return target_object() if isinstance(target_object, type) else target_object
     except (ImportError, AttributeError, OSError, TypeError) as error:
         raise ValueError(f"cannot load the manifold {target!r} (module:attribute): {error}") from None
 
@@ -125,9 +125,9 @@ def _name(manifold: Any) -> str:
 
 def _function(manifold: Any, name: str) -> Callable[..., Tensor] | None:
     for alias in (name, *_ALIASES.get(name, ())):
-        found: Callable[..., Tensor] | None = getattr(manifold, alias, None)
-        if callable(found):
-            return found
+        method: Callable[..., Tensor] | None = getattr(manifold, alias, None)
+        if callable(method):
+            return method
     pairwise = getattr(manifold, "pairwise_dist", None)
     if name == "dist" and pairwise is not None:
         return lambda x, y, *rest: pairwise(x[None], y[None], *rest)[0, 0]

@@ -129,12 +129,14 @@ def evaluate(
         if given is not None
     }
     _check_spaces(models)
+    # Of all seen images: the figures of a run are of everything it was to forget. Audits look at fewer.
     subject = encode(models["after"], dataset, selection)
     warn_of_shared(subject.captions)
     parts = ZeroShot().compute(subject, {})
     report: dict[str, Any] = dict(parts["seen"])
     if "heldout" in parts:
         report["heldout"] = parts["heldout"]
+    # A full audit has the quick one's figures as well, whatever measures it was given itself.
     quick = asked if audit == "quick" else chosen_measures(quick=True)
     result = _measure({"after": subject}, quick, seed, lambda name, work: work())
     report["audit"] = {name: result[name]["after"] for name in quick if name not in result["unmet"]}
@@ -232,10 +234,12 @@ def _full_audit(
         return result
 
     def made(role: str) -> Subject:
+        # What evaluate has encoded is not encoded again: features of some images are some of the features.
         if role == "after" and after is not None:
             return after.at_most(MOST_SEEN)
         return encode(models[role], dataset, selection, most_seen=MOST_SEEN)
 
+    # First every model, then the measures: one may compare a model with any other.
     with bar:
         subjects = {role: timed("encode", lambda role=role: made(role)) for role in roles}  # type: ignore[misc]
         if after is None:
@@ -261,12 +265,14 @@ def _measure(
             reason = measure.unmet(subject, subjects)
             if reason is not None:
                 report[name][role] = timed(name, lambda: None)
+                # Data and selection are the same for all models, so the first one's reason is everyone's.
                 unmet.setdefault(name, reason)
             else:
                 report[name][role] = timed(
                     name,
                     lambda measure=measure, subject=subject: measure.compute(subject, subjects, seed),  # type: ignore[misc]
                 )
+    # The subjects are gone when a report is read: what only they can tell is written down beside the values.
     after = subjects["after"]
     report["on"] = {name: measure.on(after) for name, measure in measures.items() if name not in unmet}
     report["unmet"] = unmet

@@ -28,6 +28,7 @@ def encode_images(model: DualEncoder, images: Any) -> Tensor:
         As :attr:`riemann_unlearn.data.Samples.images`, or a list of images that may differ in size.
     """
     chunks = []
+    # Whatever mode the model is in: dropout or moving batch statistics would make a figure of chance.
     with evaluating(model):
         for rows in torch.split(torch.arange(len(images)), CHUNK):
             some = [images[row] for row in rows.tolist()] if isinstance(images, list) else images[rows]
@@ -65,6 +66,7 @@ def encode_captions(model: DualEncoder, texts: Sequence[str]) -> Captions:
     model : DualEncoder
     texts : sequence of str
     """
+    # Compared after tokenizing, not as strings: what is cut off, folded or unknown makes captions equal too.
     tokens = model.tokenize(texts)
     features = _encode_tokens(model, tokens)
     return Captions(tuple(texts), features, _repeated(tokens), _repeated(features), tokens.shape[1])
@@ -122,6 +124,7 @@ def ranks(space: Space, image_features: Tensor, text_features: Tensor, own: Tens
             "the model's features are not finite; its weights are not usable "
             "(a diverged run? try a smaller learning rate)"
         )
+    # A chunk at a time, for a space without an op of its own makes the matrix of similarities.
     chunks = zip(torch.split(image_features, CHUNK), torch.split(own, CHUNK), strict=True)
     return torch.cat([space.ranks(features, text_features, target) for features, target in chunks])
 
@@ -141,6 +144,7 @@ def _encode_tokens(model: DualEncoder, tokens: Tensor) -> Tensor:
 
 def _repeated(rows: Tensor) -> Tensor:
     """Which rows of a matrix occur more than once; bool, shape (N,)."""
+    # Exactly equal, bit by bit: near ones can be told apart, and the ranks see to it.
     _, inverse, count = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
     repeated: Tensor = count[inverse] > 1
     return repeated

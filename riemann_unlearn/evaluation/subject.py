@@ -135,6 +135,7 @@ class Subject:
         alone = self.caption_of_class[part.concept]
         hits, asked = torch.zeros_like(alone), torch.zeros_like(alone)
         for mask, depth in ((~alone, self.taxonomy.grouping), (alone, 0)):
+            # Not asked in vain: relearning has only the captions encoded that are asked with.
             if mask.any():
                 captions, own = self.captions[depth], part.labels(depth)[mask]
                 hits[mask] = ranks(self.space, part.features[mask], captions.features, own) < 1
@@ -164,6 +165,7 @@ def encode(
     seen, heldout = dataset.seen, dataset.heldout
     if most_seen is not None and len(seen) > most_seen:
         seen = seen.subset(evenly(torch.arange(len(seen)), most_seen))
+    # Captions first: they are few, and say on which device the model's features are.
     captions = tuple(encode_captions(model, level.captions) for level in dataset.taxonomy.levels)
     here = selection.to(captions[0].features.device)
     return Subject(
@@ -190,6 +192,7 @@ def siblings(taxonomy: Taxonomy, selection: Selection) -> Tensor:
     [False, True]
     """
     chosen = selection.concepts
+    # `alone` are the forgotten that have no neighbour yet; level by level upwards they are settled.
     near, alone = torch.zeros_like(chosen), chosen.clone()
     for depth in range(1, len(taxonomy.levels)):
         label = taxonomy.ancestor(depth).to(chosen.device)

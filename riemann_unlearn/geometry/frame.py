@@ -13,7 +13,6 @@ its direction; the gradient by such a vector is that at the length it is held at
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -65,7 +64,7 @@ class Frame(NamedTuple):
 
 def frame(c: Curvature, *vectors: Tensor) -> Frame:
     """The frame of vectors of shape (..., D), whose leading shapes broadcast."""
-    return _frame(c, vectors, row_unit(*vectors), math.inf)
+    return _frame(c, vectors, row_unit(*vectors), None)
 
 
 def point_frame(c: Curvature, *vectors: Tensor) -> Frame:
@@ -77,7 +76,7 @@ def point_frame(c: Curvature, *vectors: Tensor) -> Frame:
     return _frame(c, vectors, row_unit(*vectors), range_root(working_dtype(vectors[0]), 4))
 
 
-def _frame(c: Curvature, vectors: tuple[Tensor, ...], unit: Tensor | None, reach: float) -> Frame:
+def _frame(c: Curvature, vectors: tuple[Tensor, ...], unit: Tensor | None, reach: float | None) -> Frame:
     root, data = working_root(c, vectors[0]), result_dtype(*vectors)
     if unit is None:
         return Frame(vectors, root, 1 / root, None, data)
@@ -90,12 +89,12 @@ def _frame(c: Curvature, vectors: tuple[Tensor, ...], unit: Tensor | None, reach
     return Frame(framed, far.clamp(min=least), radius, unit, data)
 
 
-def _framed(v: Tensor, root: Tensor, unit: Tensor, least: float, reach: float) -> Tensor:
+def _framed(v: Tensor, root: Tensor, unit: Tensor, least: float, reach: float | None) -> Tensor:
     wide = v.to(working_dtype(v))
     own = power_of_two(largest(wide)).clamp(min=least**5)  # which has an inverse
     inverse = (1 / unit)[..., None]
     factor = torch.maximum(inverse, least / own)
-    if reach < math.inf:
+    if reach is not None:
         factor = torch.minimum(factor, reach / own / power_of_two(root.detach())[..., None])
     shape = torch.broadcast_shapes(wide.shape, factor.shape)  # type: ignore[no-untyped-call]
     return scaled(wide.expand(shape), factor, inverse)

@@ -24,7 +24,7 @@ from riemann_unlearn.geometry.precision import (
     within,
 )
 from riemann_unlearn.geometry.primitives import radial
-from riemann_unlearn.geometry.profiles import EXPONENTIAL, LOGARITHM, held, sinhc
+from riemann_unlearn.geometry.profiles import EXPONENTIAL, LOGARITHM, farthest, held, sinhc
 from riemann_unlearn.geometry.space import points_triangle
 
 _FAR = 700.0
@@ -127,7 +127,7 @@ def expmap(x: Tensor, u: Tensor, c: Curvature) -> Tensor:
     tangent_length, largest = _tangent_length(a, b, framed.root)
     n = framed.root * tangent_length
     # Past the end of the dtype the length is held, for the two terms may have opposite signs.
-    room = held(torch.full_like(n, torch.inf)) - torch.log1p(framed.back(largest))
+    room = farthest(n.dtype) - torch.log1p(framed.back(largest))
     n = torch.minimum(n, room.clamp(min=1))[..., None]
     moved = a + 2 * torch.sinh(n / 2).square() * a + sinhc(n) * b
     return within(framed.vector_back(moved), framed.data)

@@ -171,7 +171,13 @@ def scaled(v: Tensor, factor: Tensor, slope: Tensor | None = None) -> Tensor:
 
 def unit_vector(v: Tensor, n: Tensor) -> Tensor:
     """v/|v| in the dtype of its length ``n``, and 0 for 0."""
-    return working(v) / torch.where(n > 0, n, torch.inf)[..., None]
+    return working(v) / torch.where(n == 0, 1.0, n)[..., None]
+
+
+def ratio_or_zero(part: Tensor, n: Tensor) -> Tensor:
+    """part/n, and 0 where n is 0; what is NaN stays so."""
+    none = n == 0
+    return torch.where(none, 0.0, part / torch.where(none, 1.0, n))
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -221,10 +227,10 @@ class _Length(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         v, n = ctx.saved_tensors
 
-        def by_v(v: Tensor, n: Tensor, gradient: Tensor) -> tuple[Tensor]:
+        def grad_v(v: Tensor, n: Tensor, gradient: Tensor) -> tuple[Tensor]:
             return ((finite(gradient, v.dtype)[..., None] * unit_vector(v, n)).to(v.dtype),)
 
-        return tiled(by_v, v, n, gradient)[0]
+        return tiled(grad_v, v, n, gradient)[0]
 
 
 class _LengthForward(_Length):
@@ -277,8 +283,8 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (slope,) = ctx.saved_tensors
-        by_v = apply(_Scaled, gradient, slope, None, min(ctx.most, range_root(gradient.dtype, 3)))
-        return by_v.clamp(-ctx.most, ctx.most), None, None, None
+        grad_v = apply(_Scaled, gradient, slope, None, min(ctx.most, range_root(gradient.dtype, 3)))
+        return grad_v.clamp(-ctx.most, ctx.most), None, None, None
 
 
 class _ScaledForward(_Scaled):

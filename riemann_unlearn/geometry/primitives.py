@@ -35,6 +35,7 @@ from riemann_unlearn.geometry.precision import (
     dot,
     finite,
     in_range,
+    ratio_or_zero,
     result_dtype,
     unit_vector,
     wide_length,
@@ -138,29 +139,29 @@ class _Radial(torch.autograd.Function):
         def pulled(
             gradient: Tensor, v: Tensor, root: Tensor, end: Tensor, n: Tensor
         ) -> tuple[Tensor, Tensor]:
-            ratio, turn, by_root = _profiled(ctx.profile, n, root, end)
+            ratio, turn, root_slope = _profiled(ctx.profile, n, root, end)
             unit, wide = unit_vector(v, n), gradient.to(n.dtype)
             along = dot(unit, wide)
-            by_v = torch.addcmul(ratio[..., None] * wide, (turn * along)[..., None], unit)
+            grad_v = torch.addcmul(ratio[..., None] * wide, (turn * along)[..., None], unit)
             most = torch.finfo(v.dtype).max
-            return by_v.clamp(-most, most).to(v.dtype), finite(along * by_root, root.dtype)
+            return grad_v.clamp(-most, most).to(v.dtype), finite(along * root_slope, root.dtype)
 
-        by_v, by_root = tiled(pulled, gradient, v, root, end, n)
-        return by_v, by_root, None, None, None
+        grad_v, grad_root = tiled(pulled, gradient, v, root, end, n)
+        return grad_v, grad_root, None, None, None
 
 
 class _RadialForward(_Radial):
     @staticmethod
     def jvp(ctx: Any, moved: Tensor | None, moved_root: Tensor | None, *_: None) -> tuple[Tensor, None]:
         v, root, end, n = ctx.saved_tensors
-        ratio, turn, by_root = _profiled(ctx.profile, n, root, end)
+        ratio, turn, root_slope = _profiled(ctx.profile, n, root, end)
         unit = unit_vector(v, n)
         pushed = torch.zeros_like(unit)
         if moved is not None:
             wide = moved.to(n.dtype)
             pushed = ratio[..., None] * wide + (turn * dot(unit, wide))[..., None] * unit
         if moved_root is not None:
-            pushed = pushed + (moved_root * by_root)[..., None] * unit
+            pushed = pushed + (moved_root * root_slope)[..., None] * unit
         return pushed.to(ctx.dtype), None
 
 
@@ -195,40 +196,41 @@ class _Corner(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, Tensor, None]:
         x, y, n1, n2, _, sine, half, head, size = ctx.saved_tensors
-        by_n1, by_n2, by_gap, by_sine, by_half = (
+        grad_n1, grad_n2, grad_gap, grad_sine, grad_half = (
             torch.zeros_like(n1) if gradient is None else gradient for gradient in gradients[:5]
         )
-        frame = _frame(n1, n2, sine, half)
-        by_angle = by_sine * frame.cosine + by_half * frame.half_slope
-        along1, along2 = by_n1 + by_gap, by_n2 - by_gap
-        turn1 = torch.where(frame.zero1, along1, -by_angle * frame.over1)
-        turn2 = by_angle * frame.over2
+        d = _derivatives(n1, n2, sine, half)
+        grad_angle = grad_sine * d.cosine + grad_half * d.half_slope
+        along1, along2 = grad_n1 + grad_gap, grad_n2 - grad_gap
+        turn1 = torch.where(d.zero1, along1, -grad_angle * d.over1)
+        turn2 = grad_angle * d.over2
         # In the basis of x̂ and the normal to it, ŷ is (cos, sin) and the normal to ŷ is (sin, -cos).
-        by_x = finite(along1, x.dtype), finite(turn1, x.dtype)
-        by_y = (
-            finite(along2 * frame.cosine - turn2 * sine, y.dtype),
-            finite(along2 * frame.sine + turn2 * frame.cosine, y.dtype),
+        grad_x = finite(along1, x.dtype), finite(turn1, x.dtype)
+        grad_y = (
+            finite(along2 * d.cosine - turn2 * sine, y.dtype),
+            finite(along2 * d.sine + turn2 * d.cosine, y.dtype),
         )
         if torch.is_grad_enabled():  # differentiable again
             unit = unit_vector(x, n1)
             normal = _normal(x, y, n1, head, size, ctx.data).detach()
             normal = _differentiable_normal(x, y, n1, n2, sine, normal)
-            pulled = [along[..., None] * unit + across[..., None] * normal for along, across in (by_x, by_y)]
+            pulled = [
+                along[..., None] * unit + across[..., None] * normal for along, across in (grad_x, grad_y)
+            ]
             return pulled[0].to(x.dtype), pulled[1].to(y.dtype), None
 
         def combined(
-            x: Tensor, y: Tensor, n1: Tensor, head: Tensor, size: Tensor, *by: Tensor
+            x: Tensor, y: Tensor, n1: Tensor, head: Tensor, size: Tensor, *parts: Tensor
         ) -> tuple[Tensor, Tensor]:
             wide, across = _wide_and_across(x, y, n1, head, ctx.data)
-            n1, size = (torch.where(n > 0, n, torch.inf) for n in (n1, size))
             along1, turn1, along2, turn2 = (
-                (part / n)[..., None] for part, n in zip(by, (n1, size, n1, size), strict=True)
+                ratio_or_zero(part, n)[..., None] for part, n in zip(parts, (n1, size, n1, size), strict=True)
             )
-            by_x = torch.addcmul(turn1 * across, along1, wide)
-            by_y = torch.addcmul(turn2 * across, along2, wide)
-            return by_x.to(x.dtype), by_y.to(y.dtype)
+            grad_x = torch.addcmul(turn1 * across, along1, wide)
+            grad_y = torch.addcmul(turn2 * across, along2, wide)
+            return grad_x.to(x.dtype), grad_y.to(y.dtype)
 
-        pulled_x, pulled_y = tiled(combined, x, y, n1, head, size, *by_x, *by_y)
+        pulled_x, pulled_y = tiled(combined, x, y, n1, head, size, *grad_x, *grad_y)
         return pulled_x, pulled_y, None
 
 
@@ -236,7 +238,7 @@ class _CornerForward(_Corner):
     @staticmethod
     def jvp(ctx: Any, moved_x: Tensor | None, moved_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         x, y, n1, n2, _, sine, half, head, size = ctx.saved_tensors
-        frame, unit = _frame(n1, n2, sine, half), unit_vector(x, n1)
+        d, unit = _derivatives(n1, n2, sine, half), unit_vector(x, n1)
         normal = _normal(x, y, n1, head, size, ctx.data)
         none = torch.zeros_like(n1)
         along1 = across1 = along2 = across2 = none
@@ -244,17 +246,17 @@ class _CornerForward(_Corner):
             along1, across1 = dot(unit, moved_x), dot(normal, moved_x)
         if moved_y is not None:
             parts = dot(unit, moved_y), dot(normal, moved_y)
-            along2 = frame.cosine * parts[0] + frame.sine * parts[1]
-            across2 = sine * parts[0] - frame.cosine * parts[1]
-        along1 = along1 + torch.where(frame.zero1, across1, 0.0)
-        angle = -across1 * frame.over1 - across2 * frame.over2
-        return along1, along2, along1 - along2, frame.cosine * angle, frame.half_slope * angle, None, None
+            along2 = d.cosine * parts[0] + d.sine * parts[1]
+            across2 = sine * parts[0] - d.cosine * parts[1]
+        along1 = along1 + torch.where(d.zero1, across1, 0.0)
+        angle = -across1 * d.over1 - across2 * d.over2
+        return along1, along2, along1 - along2, d.cosine * angle, d.half_slope * angle, None, None
 
 
 _Radial.Forward, _Corner.Forward = _RadialForward, _CornerForward
 
 
-class _Frame(NamedTuple):
+class _Derivatives(NamedTuple):
     """What the derivatives of a corner are made of; a zero vector is taken to lie along the other one."""
 
     zero1: Tensor
@@ -267,14 +269,14 @@ class _Frame(NamedTuple):
     over2: Tensor
 
 
-def _frame(n1: Tensor, n2: Tensor, sine: Tensor, half: Tensor) -> _Frame:
+def _derivatives(n1: Tensor, n2: Tensor, sine: Tensor, half: Tensor) -> _Derivatives:
     zero1, zero2 = n1 == 0, n2 == 0
     defined = (sine > 0) & ~zero1 & ~zero2
     cosine = torch.where(zero1, 0.0, 1 - 2 * half.square())
     acute = half < 1
     half_cosine = torch.where(acute, torch.sqrt(torch.where(acute, (1 - half) * (1 + half), 1.0)), 0.0)
     over1, over2 = (torch.where(defined, 1 / torch.where(defined, n, 1.0), 0.0) for n in (n1, n2))
-    return _Frame(zero1, cosine, torch.where(zero1, 1.0, sine), half_cosine / 2, over1, over2)
+    return _Derivatives(zero1, cosine, torch.where(zero1, 1.0, sine), half_cosine / 2, over1, over2)
 
 
 def _corner(x: Tensor, y: Tensor, data: torch.dtype) -> tuple[Tensor, ...]:
@@ -349,7 +351,8 @@ def _wide_and_across(
 def _normal(x: Tensor, y: Tensor, n1: Tensor, head: Tensor, size: Tensor, data: torch.dtype) -> Tensor:
     """The unit vector across x towards y, 0 where there is none."""
     _, across = _wide_and_across(x, y, n1, head, data)
-    return across / torch.where(size > 0, size, torch.inf)[..., None]
+    some = (size != 0)[..., None]
+    return torch.where(some, across / torch.where(some, size[..., None], 1.0), 0.0)
 
 
 def _differentiable_normal(

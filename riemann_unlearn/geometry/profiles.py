@@ -46,8 +46,13 @@ def asinhc(m: Tensor) -> Tensor:
 
 
 def held(m: Tensor) -> Tensor:
-    """``m`` up to where m·e^m leaves the dtype."""
-    return m.clamp(max=math.log(torch.finfo(m.dtype).max) - 8)
+    """``m`` up to :func:`farthest`."""
+    return m.clamp(max=farthest(m.dtype))
+
+
+def farthest(dtype: torch.dtype) -> float:
+    """The radius m at which m·e^m is about to leave the dtype."""
+    return math.log(torch.finfo(dtype).max) - 8
 
 
 def _sinh_excess(m: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def batches(
     together : bool
         False makes every parameter a batch of its own.
     """
-    found: dict[Hashable, list[Tensor]] = {}
+    groups: dict[Hashable, list[Tensor]] = {}
     spaces: dict[int, tuple[Hashable, int]] = {}
     for parameter in parameters:
         manifold = manifold_of_point(parameter)
@@ -64,8 +64,8 @@ def batches(
         if together and space is not None:
             shape = parameter.shape
             key = space, shape[len(shape) - ndim :], parameter.dtype, parameter.device, distinguish(parameter)
-        found.setdefault(key, []).append(parameter)
-    return list(found.values())
+        groups.setdefault(key, []).append(parameter)
+    return list(groups.values())
 
 
 def stacked(tensors: Sequence[Tensor], point_ndim: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from riemann_unlearn.diagnostics.watch import watch
+from riemann_unlearn.diagnostics.watcher import watch
 from riemann_unlearn.runs import HISTORY_NAME, RunDirectory, Stateful
 from riemann_unlearn.training.driver import Callback, Driver
 

@@ -145,6 +145,7 @@ def _matrix(subject: Subject, rows: Tensor, concepts: Tensor) -> Tensor:
     similarity = space.pairwise(subject.test.features[rows], names)
     if not space.has_cones:
         return similarity
+    # Models of different curvature are compared in units of their own radius of curvature.
     _, c = space.tangents(names)
     return c**0.5 * similarity
 

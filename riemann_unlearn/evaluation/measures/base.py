@@ -178,6 +178,8 @@ def chosen_measures(
             raise TypeError(f"a measure is a name or an instance of Measure, got {entry!r}")
         if asked is not None or measure.quick or not quick:
             measures.append(measure)
+    # Sorted stably: of equal order, those registered first come first. An instance given beside the name of
+    # its own class takes that one's place.
     return {measure.name: measure for measure in sorted(measures, key=lambda measure: measure.order)}
 
 

@@ -219,6 +219,7 @@ def _confidence(subject: Subject, rows: Mapping[str, Tensor]) -> Scores:
         for some in torch.split(chosen, CHUNK):
             logits = space.logits(part.features[some], names)
             own = part.concept[some][:, None]
+            # log p/(1-p) = l_own - log Σ_{others} exp l, without the cancellation of 1-p near 1.
             others = logits.scatter(1, own, -torch.inf).logsumexp(1)
             pieces.append((logits.gather(1, own)[:, 0] - others).cpu())
         scores[name] = torch.cat(pieces)
@@ -231,6 +232,7 @@ def _classifier(subject: Subject, rows: Mapping[str, Tensor]) -> Scores:
     kept = ~seen.forgotten
     features = torch.cat([_part(subject, name).features[chosen] for name, chosen in rows.items()])
     labels = subject.classes[seen.concept[kept]]
+    # One fit for all four kinds of images: the probe is the costly part.
     probabilities = linear_probe(seen.features[kept], labels, features).amax(1)
     return dict(zip(rows, torch.split(probabilities, [len(chosen) for chosen in rows.values()]), strict=True))
 

@@ -63,6 +63,7 @@ class Paraphrase(Measure):
         texts = [keyword_caption(concept, concept.keywords) for concept in subject.taxonomy.concepts]
         captions = encode_captions(subject.model, texts)
         hits = ranks(subject.space, part.features, captions.features, part.concept) < 1
+        # Shared ones are the data's doing, the other ties the model's: only the former excuse an error.
         shared, ties = captions.shared[part.concept], captions.tied[part.concept]
         groups = {"forget": part.forgotten, "retain": ~part.forgotten}
         return {

@@ -143,6 +143,7 @@ class Recovery(Measure):
         """Recall with n shots of each forgotten class, for every n that all of them have images for."""
         features, space = subject.seen.features, subject.space
         generator = torch.Generator().manual_seed(seed)
+        # Retained classes keep their whole prototypes: the attacker has no reason to spare those images.
         classes = torch.unique(own[subject.seen.forgotten])
         pools = [(own == label).nonzero()[:, 0] for label in classes]
         kept = torch.isin(own, classes, invert=True).nonzero()[:, 0]
@@ -207,6 +208,7 @@ def _binary_probe(seen: Part, test: Part) -> dict[str, float | None]:
     from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
     gone = test.forgotten.cpu()
+    # One kind alone has no ROC curve, and a regression cannot be fit to it.
     if gone.all() or seen.forgotten.all():
         return {"roc_auc": None, "balanced_accuracy": None}
     regression, standardized = _regression(

@@ -179,6 +179,7 @@ class _Shots:
         """The batch of a step."""
         measure, generator = self.measure, self.generator
         some = self.shots[torch.randperm(len(self.shots), generator=generator)[: measure.forget_batch]]
+        # With replacement: there may be fewer retained images than a batch has.
         drawn = torch.randint(len(self.retained), (measure.retain_batch,), generator=generator)
         rows = torch.cat([some, self.retained[drawn]])
         samples, model = self.subject.seen.samples, self.subject.model

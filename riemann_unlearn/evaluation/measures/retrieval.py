@@ -48,6 +48,7 @@ class Retrieval(Measure):
         """
         part, names, space = subject.test, subject.captions[0], subject.space
         image_rank = ranks(space, part.features, names.features, part.concept)
+        # Only names that have images: of the others no image could be the right one.
         present, own = torch.unique(part.concept, return_inverse=True)
         text_rank = _ranks_of_texts(space, part.features, names.features[present], own)
         return {
@@ -79,6 +80,7 @@ def _ranks_of_texts(space: Space, images: Tensor, texts: Tensor, own: Tensor) ->
     The similarities are computed twice, a chunk of images at a time: first for the best, then to count.
     """
     chunks = list(zip(torch.split(images, CHUNK), torch.split(own, CHUNK), strict=True))
+    # -inf is below every similarity: the identity of a maximum.
     best = images.new_full((len(texts),), -torch.inf)
     for some, text in chunks:
         mine = space.pairwise(some, texts).gather(1, text[:, None])[:, 0]

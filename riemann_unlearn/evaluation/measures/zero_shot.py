@@ -156,6 +156,7 @@ def _metrics(
     for group, mask in groups.items():
         figures: list[dict[str, Any]] = []
         for bank, own, place in zip(captions, labels, rank, strict=True):
+            # A caption that reads like another is an error of any model, so it is none of this one's.
             asked = mask & ~bank.shared[own]
             figures.append(
                 {
@@ -171,6 +172,7 @@ def _metrics(
 
 def _by_name(taxonomy: Taxonomy, level: int, figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The public form: aliases for the level asked for and the one above it, then every level by its name."""
+    # The topmost level has none above it: the key stays, so that readers need not ask for it.
     above = figures[level + 1]["accuracy"] if level + 1 < len(figures) else None
     return {
         "accuracy": figures[level]["accuracy"],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,3 +35,7 @@ def test_what_it_needs_is_said(world: Dataset, meru: DualEncoder) -> None:
     measure = OverUnlearning()
     assert "two retained classes" in (measure.unmet(one, {"before": one}) or "")
     assert "before=" in (measure.unmet(one, {}) or "")
+    nothing = encode(meru, world, world.taxonomy.select(["owl"]))
+    kept = (~nothing.test.forgotten).nonzero()[:, 0]
+    nothing = replace(nothing, heldout=nothing.test.subset(kept))
+    assert measure.unmet(nothing, {"before": nothing}) == "no held-out images show anything forgotten"

@@ -231,9 +231,9 @@ def locate(closure: Callable[[], Tensor]) -> str | None:
     """The first operation of ``closure``, forward or backward, with a result that is not finite."""
     with torch.enable_grad(), _FirstNonFinite() as mode:
         loss = closure()
-    found: str | None = mode.found
-    if found is not None:
-        return found
+    operation: str | None = mode.operation
+    if operation is not None:
+        return operation
     if not loss.requires_grad:
         return None
     with warnings.catch_warnings():
@@ -248,29 +248,29 @@ def locate(closure: Callable[[], Tensor]) -> str | None:
 
 def _leaves(loss: Tensor) -> list[Tensor]:
     """The tensors that a loss has gradients for."""
-    found, stack, seen = [], [loss.grad_fn], set()
+    leaves, stack, seen = [], [loss.grad_fn], set()
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found.append(node.variable)
+            leaves.append(node.variable)
         stack += [following for following, _ in node.next_functions]
-    return found
+    return leaves
 
 
 class _FirstNonFinite(TorchFunctionMode):
     """Remembers the first function whose result has NaN or Inf while its arguments had none."""
 
-    found: str | None = None
+    operation: str | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self.found is None and isinstance(result, Tensor) and result.is_floating_point():
+        if self.operation is None and isinstance(result, Tensor) and result.is_floating_point():
             clean = all(bool(a.isfinite().all()) for a in args if isinstance(a, Tensor))
             if clean and not bool(result.isfinite().all()):
-                self.found = getattr(func, "__name__", str(func))
+                self.operation = getattr(func, "__name__", str(func))
         return result

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import riemann_unlearn as ru
 from riemann_unlearn.diagnostics import StabilityWarning, safe_radius, watch
-from riemann_unlearn.diagnostics.watch import locate
+from riemann_unlearn.diagnostics.watcher import locate
 
 
 def points(r: float, manifold: geoopt.Manifold) -> geoopt.ManifoldParameter:
