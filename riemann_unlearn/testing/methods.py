@@ -122,7 +122,7 @@ class MethodLaws:
         for entry in dataclasses.fields(method):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 setattr(method, entry.name, getattr(method, entry.name))
-        RunConfig(forget=["owl"], method=method.name, settings=method.settings()).to_yaml()
+        dump_yaml(RunConfig(forget=["owl"], method=method.name, settings=method.settings()).to_mapping())
 
     def test_settings_outside_their_ranges_are_refused(self) -> None:
         """Each by name, below, above, and for what is no number."""
@@ -236,7 +236,7 @@ class GradientMethodLaws(MethodLaws):
             length = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
             with torch.no_grad():
                 for weight, gradient in zip(moved, gradients, strict=True):
-                    weight -= 1e-4 * gradient / length
+                    weight.sub_(1e-4 * gradient / length)
             assert torch.stack(list(objective(self.step(problem, rows)).values())).sum() < before
 
     def test_the_order_of_the_pairs_is_of_no_matter(self) -> None:

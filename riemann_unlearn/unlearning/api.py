@@ -25,7 +25,7 @@ from riemann_unlearn.models import DualEncoder, list_models, save_model, state_o
 from riemann_unlearn.models import load as load_model
 from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
 from riemann_unlearn.optim import RiemannianAdam
-from riemann_unlearn.runs import METRICS_NAME, Clock, RunDirectory, Unused, check_free
+from riemann_unlearn.runs import METRICS_NAME, Clock, RunDirectory, Stateful, Unused, check_free
 from riemann_unlearn.training import Callback, Checkpoint, Driver, History, ProgressBar, Watch, as_device
 from riemann_unlearn.unlearning.methods import METHODS, DirectMethod, GradientMethod, Method, create_method
 from riemann_unlearn.unlearning.problem import ForgetAndRetain, Problem, Step
@@ -194,7 +194,7 @@ class _Run:
 
     def _take_steps(self, method: GradientMethod, callbacks: Sequence[Callback], progress: bool) -> None:
         driver = self.driver(method, callbacks)
-        parts = {"weights": _Weights(self.problem.model), "run": self}
+        parts: dict[str, Stateful] = {"weights": _Weights(self.problem.model), "run": self}
         if self.directory is not None:
             driver.callbacks.append(Checkpoint(self.directory, parts, CHECKPOINT_EVERY))
             self.directory.restore({"driver": driver, **parts})
