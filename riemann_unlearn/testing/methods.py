@@ -22,6 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from riemann_unlearn._yaml import dump_yaml
 from riemann_unlearn.config import RunConfig
 from riemann_unlearn.data import Concept, Dataset, Samples, Taxonomy
 from riemann_unlearn.data.batch import make_batch
