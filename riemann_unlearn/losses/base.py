@@ -203,7 +203,7 @@ class PairLoss(nn.Module):
         if self.needs_cones:
             space.require_cones()
             if self.min_radius is not None:
-                space = dataclasses.replace(space, min_radius=self.min_radius)  # type: ignore[call-arg]
+                space = _changed(space, {"min_radius": self.min_radius})
         return space
 
 
