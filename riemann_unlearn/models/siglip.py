@@ -59,7 +59,3 @@ class SigLIP(DualEncoder):
     def space(self) -> Sigmoid:
         """Cosine similarity with scale τ and bias b, of which each pair's sigmoid is taken."""
         return Sigmoid(scale=self.logit_scale.exp(), bias=self.logit_bias)
-
-    def loss_inputs(self) -> dict[str, Tensor]:
-        """τ and b."""
-        return {**super().loss_inputs(), "logit_bias": self.logit_bias}
