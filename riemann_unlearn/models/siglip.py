@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from riemann_unlearn.models.base import scalar
 from riemann_unlearn.models.clip import CLIP
 from riemann_unlearn.models.configuration import NUMBER, Rule
@@ -51,7 +49,3 @@ class SigLIP(CLIP):
     def space(self) -> Sigmoid:
         """Cosine similarity with scale τ and bias b, of which each pair's sigmoid is taken."""
         return Sigmoid(scale=self.logit_scale.exp(), bias=self.logit_bias)
-
-    def loss_inputs(self) -> dict[str, Tensor]:
-        """τ and b."""
-        return {**super().loss_inputs(), "logit_bias": self.logit_bias}
