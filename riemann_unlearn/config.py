@@ -75,6 +75,18 @@ class TrainConfig(Config):
     example: ClassVar[str] = "epochs: 100"
 
     data: str = field(default="emoji", metadata=about("bundled dataset or folder of shards"))
+    start: str | None = field(
+        default=None,
+        metadata=about("model whose weights to begin with (default: fresh ones)", metavar="MODEL"),
+    )
+    objective: str = field(
+        default="contrastive",
+        metadata=about(
+            "tree: the taxonomy's captions are put on nested cones first, then both towers learn to land "
+            "there; it needs a model with cones, and --start",
+            choices=("contrastive", "tree"),
+        ),
+    )
     epochs: int = field(default=100, metadata=about("passes over the seen images", low=1, metavar="N"))
     batch_size: int = field(default=256, metadata=about("pairs in a batch", low=1, metavar="N"))
     learning_rate: float = field(

@@ -1,7 +1,7 @@
 """Registries: what can be named, listed and added to from outside, all of one kind.
 
-A method, a measure, a data source, a space, a model family and an operator's backend are each filed by name in
-the :class:`Registry` of their kind. Ours are filed by :func:`register`, and so are a third party's::
+A method, a measure, a data source, a space, a model family and an operator's backend are each filed by name
+in the :class:`Registry` of their kind. Ours are filed by :func:`register`, and so are a third party's::
 
     @ru.register
     class MyMethod(ru.unlearning.GradientMethod):
