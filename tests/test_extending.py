@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import riemann_unlearn as ru
+from riemann_unlearn.cli import main
 from riemann_unlearn.data import SOURCES, Dataset
 from riemann_unlearn.evaluation import MEASURES
 from riemann_unlearn.models import FAMILIES
@@ -55,7 +56,7 @@ def test_every_block_of_the_page_is_run_here() -> None:
     assert [title for title in BLOCKS if f'walk("{title}"' not in tested] == []
 
 
-def test_a_method(walk: Walk) -> None:
+def test_a_method(walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:
     mine = walk("A method")
     assert "repel" in [method.name for method in ru.list_methods()]
     assert mine.result.metrics["method"] == "repel"
@@ -63,6 +64,12 @@ def test_a_method(walk: Walk) -> None:
     assert mine.again.metrics["settings"]["margin"] == 5.0
     assert len(mine.again.history) == 2
     assert {"repel_loss", "retain_loss"} <= set(mine.result.history[0])
+    ru.register(type("Gentle", (mine.Repel,), {"name": "gentle", "__module__": "third_party"})(margin=2.0))
+    assert main(["list", "methods"]) == 0
+    # A class has its defaults, an instance its own.
+    listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "margin=5.0" in listed["repel"]
+    assert "margin=2.0" in listed["gentle"]
     with pytest.raises(ValueError, match=r"margin must be in \[0.0, 1000.0\], got -1"):
         mine.Repel(margin=-1.0)
 

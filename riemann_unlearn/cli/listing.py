@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from riemann_unlearn.cli.commands import print_json
@@ -39,10 +39,18 @@ def _methods(_: str) -> list[dict[str, Any]]:
             "name": method.name,
             "description": method.description,
             "paper": method.paper,
-            "settings": ", ".join(f"{entry.name}={entry.default}" for entry in fields(method)),
+            "settings": ", ".join(_settings(method)),
         }
         for method in list_methods()
     ]
+
+
+def _settings(method: Any) -> list[str]:
+    """Each setting of a method with its value: an instance's own, a class's default, or nothing."""
+    if not isinstance(method, type):
+        return [f"{name}={value}" for name, value in method.settings().items()]
+    entries = fields(method)
+    return [entry.name + f"={entry.default}" * (entry.default is not MISSING) for entry in entries]
 
 
 def _concepts(data: str) -> list[dict[str, Any]]:

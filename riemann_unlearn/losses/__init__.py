@@ -5,7 +5,7 @@
 """
 
 from riemann_unlearn.losses import functional
-from riemann_unlearn.losses.base import PairLoss, Pairs
+from riemann_unlearn.losses.base import PairLoss, Pairs, loss_inputs
 from riemann_unlearn.losses.calibration import AlignmentCalibration, HyperbolicAlignmentCalibration
 from riemann_unlearn.losses.contrastive import ContrastiveLoss, EntailmentLoss
 
@@ -17,4 +17,5 @@ __all__ = [
     "PairLoss",
     "Pairs",
     "functional",
+    "loss_inputs",
 ]

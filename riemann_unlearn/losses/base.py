@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import geoopt
 import torch
@@ -192,6 +192,9 @@ class PairLoss(nn.Module):
         # By the names of a space's fields.
         said = {"scale": logit_scale, "bias": logit_bias, "c": c}
         given = {name: value for name, value in said.items() if value is not None}
+        if space is not None:
+            # What a model's output says beside its space, it has from there.
+            given = {name: value for name, value in given.items() if value is not getattr(space, name, None)}
         if space is not None and given:
             raise ValueError(
                 "space= has its own scale, bias and curvature; leave out logit_scale=, logit_bias=, c="
@@ -203,7 +206,7 @@ class PairLoss(nn.Module):
         if self.needs_cones:
             space.require_cones()
             if self.min_radius is not None:
-                space = dataclasses.replace(space, min_radius=self.min_radius)  # type: ignore[call-arg]
+                space = _changed(space, {"min_radius": self.min_radius})
         return space
 
 
@@ -212,6 +215,30 @@ def check_weights(**weights: float) -> None:
     for name, weight in weights.items():
         if not 0 <= weight < math.inf:
             raise ValueError(f"{name} is a weight and must be finite and at least 0, got {weight}")
+
+
+def loss_inputs(space: Space) -> dict[str, Any]:
+    """What a loss is called with, by name, to compare features in ``space``: open_clip's names.
+
+    The space itself is among them where its scale, bias and curvature do not say all of it: features might be
+    compared in another way than a loss would take them to be, or its cones have another K.
+
+    Examples
+    --------
+    >>> loss_inputs(Sigmoid(10.0, bias=-10.0))
+    {'logit_scale': 10.0, 'logit_bias': -10.0}
+    """
+    known = {field.name for field in dataclasses.fields(space)}
+    given: dict[str, Curvature] = {name: getattr(space, name) for name in _NAMES if name in known}
+    inputs = {_NAMES[name]: value for name, value in given.items()}
+    implied = None if {"bias", "c"} <= known else _implied(given)
+    if type(implied) is type(space) and implied.min_radius == space.min_radius:
+        return inputs
+    return {**inputs, "space": space}
+
+
+_NAMES = {"scale": "logit_scale", "bias": "logit_bias", "c": "c"}
+"""A loss's arguments by the field of a space that each is."""
 
 
 def _implied(given: dict[str, Curvature]) -> Space:

@@ -9,6 +9,7 @@
 from riemann_unlearn.models.base import FAMILIES, DualEncoder
 from riemann_unlearn.models.checkpoint import (
     ModelInfo,
+    convert,
     create_model,
     list_models,
     load,
@@ -27,6 +28,7 @@ __all__ = [
     "DualEncoder",
     "ModelInfo",
     "SigLIP",
+    "convert",
     "create_model",
     "evaluating",
     "list_models",

@@ -30,6 +30,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from riemann_unlearn.losses import loss_inputs
 from riemann_unlearn.models.configuration import Rule, check_model_cfg, check_preprocess_cfg, check_space_cfg
 from riemann_unlearn.models.modes import evaluating
 from riemann_unlearn.models.preprocess import fit
@@ -139,9 +140,18 @@ class DualEncoder(nn.Module, ABC):
     def space(self) -> Space:
         """How features are compared, made anew from the parameters as they are, so that gradients flow."""
 
-    def loss_inputs(self) -> dict[str, Tensor]:
-        """What a loss takes beside the features, by the name of its argument."""
-        return {"logit_scale": self.logit_scale.exp()}
+    def loss_inputs(self) -> dict[str, Any]:
+        """What a loss takes beside the features, by the name of its argument.
+
+        τ, bias and curvature where these say how features compare, else the space too; see
+        :func:`riemann_unlearn.losses.loss_inputs`.
+        """
+        return loss_inputs(self.space)
+
+    def scalars(self) -> dict[str, float]:
+        """The numbers among :meth:`loss_inputs`, as they are now."""
+        inputs = {name: value for name, value in self.loss_inputs().items() if not isinstance(value, Space)}
+        return {name: torch.as_tensor(value).item() for name, value in inputs.items()}
 
     @property
     def device(self) -> torch.device:
@@ -202,7 +212,7 @@ class DualEncoder(nn.Module, ABC):
         tokens: Tensor = self.tokenizer(list(texts))
         return tokens.to(self.device)
 
-    def forward(self, images: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, tokens: Tensor) -> dict[str, Any]:
         """Features of both towers and :meth:`loss_inputs`: open_clip's output dictionary.
 
         A loss takes it by name: ``loss(**model(images, tokens), output_dict=True)``.

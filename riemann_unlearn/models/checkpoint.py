@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 import zlib
 from collections.abc import Mapping
@@ -135,10 +136,10 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
         raise ValueError(f"{path} cannot be loaded: {error}") from error
     # What is missing or too much, _compare has refused; counters of batches stay as they are.
     model.load_state_dict(state, strict=False)
-    for name, value in model.loss_inputs().items():
+    for name, value in model.scalars().items():
         # τ and c are exponentials, which overflow for parameters that are still finite.
-        if not value.isfinite().all() or (name != "logit_bias" and not (value > 0).all()):
-            raise ValueError(f"{path} cannot be used: its {name} is {value.item()}")
+        if not math.isfinite(value) or (name in ("logit_scale", "c") and value <= 0):
+            raise ValueError(f"{path} cannot be used: its {name} is {value}")
     return model.eval().to(device)
 
 
@@ -172,6 +173,41 @@ def create_model(config: Mapping[str, Any], folder: Path | None = None) -> DualE
     0.2
     """
     return _build(config, folder, None)
+
+
+def convert(model: nn.Module, family: str | type[DualEncoder]) -> DualEncoder:
+    """A model of another family on the same towers: their weights, preprocessing and tokenizer.
+
+    What is learned beside the towers (τ, a curvature, a bias) begins anew, for it means something else there;
+    what only the other family has in its configuration is left behind.
+
+    Parameters
+    ----------
+    model : DualEncoder
+        Compiled or wrapped or not. It stays as it is: weights are copied.
+    family : str or class
+        A name from ``FAMILIES``, or a family, registered or not.
+
+    Returns
+    -------
+    DualEncoder
+        On the model's device, and in its mode.
+
+    Examples
+    --------
+    >>> convert(load("clip-emoji"), "MERU").space.name
+    'lorentz'
+    """
+    inner = unwrap(model)
+    target = FAMILIES[family] if isinstance(family, str) else family
+    config, left = inner.config, inner.model_rules.keys() - target.model_rules.keys()
+    model_cfg = {key: value for key, value in config["model_cfg"].items() if key not in left}
+    space = {key: value for key, value in config.get("space", {}).items() if key in target.space_defaults}
+    result = target(model_cfg, inner.tokenizer, config["preprocess_cfg"], space)
+    result.vocabulary = inner.vocabulary
+    towers = {key: value for key, value in state_of(inner).items() if key.startswith(("visual.", "text."))}
+    result.load_state_dict(towers, strict=False)
+    return result.to(inner.device).train(inner.training)
 
 
 def save_model(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.float32) -> None:

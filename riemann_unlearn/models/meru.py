@@ -80,10 +80,6 @@ class MERU(DualEncoder):
             c=self.curvature, scale=self.logit_scale.exp(), min_radius=self.config["space"]["min_radius"]
         )
 
-    def loss_inputs(self) -> dict[str, Tensor]:
-        """τ and c."""
-        return {**super().loss_inputs(), "c": self.curvature}
-
     def encode_image(self, images: Tensor) -> Tensor:
         """Tangent vectors at the origin, shape (N, D), float32."""
         features: Tensor = self.visual(images).float() * self.image_log_scale.exp()

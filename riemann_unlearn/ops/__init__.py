@@ -7,7 +7,7 @@ what.
 
 from riemann_unlearn.ops.backend import BACKENDS, Backend, backend
 from riemann_unlearn.ops.cones import Cones, cones
-from riemann_unlearn.ops.contrastive import Contrastive, contrastive, from_similarities
+from riemann_unlearn.ops.contrastive import Contrastive, contrastive, from_similarities, log_sum_exp
 from riemann_unlearn.ops.ranks import ranks
 from riemann_unlearn.ops.topk import TopK, topk
 
@@ -21,6 +21,7 @@ __all__ = [
     "cones",
     "contrastive",
     "from_similarities",
+    "log_sum_exp",
     "ranks",
     "topk",
 ]

@@ -8,6 +8,6 @@ from riemann_unlearn.spaces.base import SPACES, Space
 from riemann_unlearn.spaces.cosine import Cosine
 from riemann_unlearn.spaces.lorentz import LorentzTangents
 from riemann_unlearn.spaces.manifold import OnManifold
-from riemann_unlearn.spaces.sigmoid import Sigmoid
+from riemann_unlearn.spaces.sigmoid import Sigmoid, sum_softplus
 
-__all__ = ["SPACES", "Cosine", "LorentzTangents", "OnManifold", "Sigmoid", "Space"]
+__all__ = ["SPACES", "Cosine", "LorentzTangents", "OnManifold", "Sigmoid", "Space", "sum_softplus"]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from riemann_unlearn import ops
 from riemann_unlearn.geometry.precision import Curvature
-from riemann_unlearn.ops import Cones, Contrastive
+from riemann_unlearn.ops import Cones, Contrastive, log_sum_exp
 from riemann_unlearn.registry import Registry
 
 SPACES: Registry[type[Space]] = Registry("space", home="riemann_unlearn.spaces")
@@ -104,6 +104,19 @@ class Space(ABC):
         """τ·s + bias of each row of ``a`` with the same row of ``b``, shape (N,)."""
         return self.scale * self.matched(a, b) + self.bias
 
+    def normalizer(self, logits: Tensor, among: Tensor, dim: int) -> Tensor:
+        """The logarithms of the normalizers along an axis, of those logits that count; softmax's by default.
+
+        Parameters
+        ----------
+        logits : Tensor, shape (N, M)
+        among : Tensor, shape (N, M)
+            bool; which logits count.
+        dim : int
+            The axis along which they are put together.
+        """
+        return log_sum_exp(logits, among, dim)
+
     def statistics(
         self, a: Tensor, b: Tensor, *, forget: Tensor | None = None, caption_ids: Tensor | None = None
     ) -> Contrastive:
@@ -122,7 +135,9 @@ class Space(ABC):
         s = self.pairwise(a, b)
         # A product cannot resolve near pairs, and training makes the matched ones near.
         s = torch.diagonal_scatter(s, self.matched(a, b).to(s.dtype))
-        return ops.from_similarities(s, self.scale, forget=forget, caption_ids=caption_ids)
+        return ops.from_similarities(
+            s, self.scale, self.bias, forget=forget, caption_ids=caption_ids, normalizer=self.normalizer
+        )
 
     @torch.no_grad()
     def ranks(self, features: Tensor, bank: Tensor, own: Tensor) -> Tensor:

@@ -19,11 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from riemann_unlearn import ops
 from riemann_unlearn.geometry.precision import Curvature
 from riemann_unlearn.ops import Contrastive
 from riemann_unlearn.registry import register
+from riemann_unlearn.spaces.base import Space
 from riemann_unlearn.spaces.cosine import Cosine
+
+
+def sum_softplus(logits: Tensor, among: Tensor, dim: int) -> Tensor:
+    """The sum of log(1 + e^l) over the pairs ``among``, along an axis."""
+    return torch.where(among, F.softplus(logits), 0.0).sum(dim)
 
 
 @register
@@ -51,17 +56,13 @@ class Sigmoid(Cosine):
 
     bias: Curvature = 0.0
 
+    def normalizer(self, logits: Tensor, among: Tensor, dim: int) -> Tensor:
+        """A sum of softplus: each pair is judged by itself."""
+        return sum_softplus(logits, among, dim)
+
     def statistics(
         self, a: Tensor, b: Tensor, *, forget: Tensor | None = None, caption_ids: Tensor | None = None
     ) -> Contrastive:
         """As :meth:`Space.statistics`; rows and columns are sums of softplus."""
-        s = self.pairwise(a, b)
-        s = torch.diagonal_scatter(s, self.matched(a, b))
-        return ops.from_similarities(
-            s, self.scale, self.bias, forget=forget, caption_ids=caption_ids, normalizer=sum_softplus
-        )
-
-
-def sum_softplus(logits: Tensor, among: Tensor, dim: int) -> Tensor:
-    """The sum of log(1 + e^l) over the pairs ``among``, along an axis."""
-    return torch.where(among, F.softplus(logits), 0.0).sum(dim)
+        # Not as cosines do: their fused op knows the softmax alone.
+        return Space.statistics(self, a, b, forget=forget, caption_ids=caption_ids)

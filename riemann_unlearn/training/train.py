@@ -327,7 +327,7 @@ class _Epochs(History):
 
 def _scalars(model: DualEncoder) -> dict[str, float]:
     """τ and what else the space has learned, as it is."""
-    return {"curvature" if name == "c" else name: value.item() for name, value in model.loss_inputs().items()}
+    return {"curvature" if name == "c" else name: value for name, value in model.scalars().items()}
 
 
 def _optimizer(model: DualEncoder, config: TrainConfig) -> torch.optim.Optimizer:

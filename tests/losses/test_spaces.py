@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import geoopt
 import pytest
 import torch
 
 from riemann_unlearn.geometry import Lorentz, expmap0, to_ambient
+from riemann_unlearn.geometry.precision import Curvature
 from riemann_unlearn.losses import (
     AlignmentCalibration,
     ContrastiveLoss,
     EntailmentLoss,
     HyperbolicAlignmentCalibration,
+    loss_inputs,
 )
-from riemann_unlearn.spaces import Cosine, LorentzTangents, OnManifold, Sigmoid
+from riemann_unlearn.spaces import Cosine, LorentzTangents, OnManifold, Sigmoid, Space
 from tests.losses.test_calibration import batch
 
 
@@ -133,3 +137,49 @@ def test_settings_and_arguments_that_mean_nothing_are_refused() -> None:
         HyperbolicAlignmentCalibration(target_radius=-1.0)
     with pytest.raises(ValueError, match="c must be positive, got 0"):
         ContrastiveLoss()(images, texts, logit_scale=1.0, c=0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Squared(Space):
+    """Minus the squared distance, with a bias."""
+
+    name = "squared"
+    bias: Curvature = 0.0
+
+    def pairwise(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return -torch.cdist(a, b).square()
+
+
+def test_a_bias_cancels_in_a_softmax_of_ones_own() -> None:
+    images, texts, _ = batch()
+    plain, shifted = (ContrastiveLoss()(images, texts, space=Squared(2.0, bias=b)) for b in (0.0, -3.0))
+    assert torch.isclose(plain, shifted)
+
+
+def test_a_loss_is_told_all_that_its_space_is() -> None:
+    """A scale would be taken for that of cosines, and a curvature for that of cones with MERU's K."""
+    images, texts, _ = batch()
+    own = Squared(torch.tensor(2.0), bias=torch.tensor(-1.0))
+    wide = LorentzTangents(torch.tensor(2.0), c=torch.tensor(0.5), min_radius=0.4)
+    for loss, space in ((ContrastiveLoss(), own), (EntailmentLoss(), wide), (ContrastiveLoss(), wide)):
+        inputs = loss_inputs(space)
+        assert {"logit_scale", "space"} < set(inputs)
+        assert torch.equal(loss(images, texts, **inputs), loss(images, texts, space=space))
+    with pytest.raises(ValueError, match="leave out logit_scale="):
+        ContrastiveLoss()(images, texts, **{**loss_inputs(own), "logit_scale": torch.tensor(3.0)})
+    assert set(loss_inputs(LorentzTangents(c=0.5))) == {"logit_scale", "c"}
+
+
+def test_a_k_is_refused_by_a_space_whose_k_is_fixed() -> None:
+    @dataclass(frozen=True, eq=False)
+    class Halved(Squared):
+        name = "halved"
+        has_cones = True  # type: ignore[assignment]
+
+        def tangents(self, x: torch.Tensor) -> tuple[torch.Tensor, Curvature]:
+            return x / 2, 1.0
+
+    images, texts, _ = batch()
+    assert EntailmentLoss()(images, texts, space=Halved()) >= 0
+    with pytest.raises(ValueError, match="the space 'halved' has no min_radius"):
+        EntailmentLoss(min_radius=0.2)(images, texts, space=Halved())

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import geoopt
 import open_clip
 import pytest
 import torch
@@ -207,6 +208,48 @@ def test_a_third_partys_family_is_one_class(spherical: type[DualEncoder], tmp_pa
     assert set(output(model)) == {"image_features", "text_features", "logit_scale"}
     models.save_model(model, tmp_path / "model.safetensors")
     assert type(models.load(tmp_path)) is spherical
+
+
+def test_a_model_whose_space_its_scale_does_not_say_gives_the_space(meru: MERU) -> None:
+    """A CLIP that compares in another way, and a MERU with another K: their losses would be others."""
+
+    class Flat(CLIP):
+        name = "Flat"
+
+        @property
+        def space(self) -> spaces.Space:  # type: ignore[override]
+            return spaces.OnManifold(self.logit_scale.exp(), manifold=geoopt.Euclidean(ndim=1))
+
+    wide = models.create_model({**config_of("MERU"), "space": {"min_radius": 0.4}}).eval()
+    for model, loss in ((models.convert(meru, Flat), ContrastiveLoss()), (wide, EntailmentLoss())):
+        out = output(model)
+        assert {"logit_scale", "space"} < set(out)
+        want = loss(out["image_features"], out["text_features"], space=model.space)
+        assert torch.equal(loss(**out), want)
+        assert all(type(value) is float for value in model.scalars().values())
+
+
+@pytest.mark.parametrize("target", ["CLIP", "SigLIP", MERU])
+def test_a_model_becomes_one_of_another_family_on_the_same_towers(
+    family: DualEncoder, target: str | type[DualEncoder]
+) -> None:
+    own = family.config["model_cfg"] | {key: 1.5 for key in family.model_rules}
+    model = type(family)(
+        own, family.tokenizer, {"mean": [0.1] * 3}, {key: 0.3 for key in family.space_defaults}
+    )
+    result = models.convert(torch.nn.DataParallel(model).eval(), target)
+    assert result.name == (target if isinstance(target, str) else target.name)
+    assert not result.training
+    assert result.config["preprocess_cfg"] == {"mean": [0.1] * 3}
+    assert set(result.config["model_cfg"]) <= set(model_config("CLIP")["model_cfg"]) | set(result.model_rules)  # type: ignore[call-overload]
+    for name, value in result.state_dict().items():
+        if name.startswith(("visual.", "text.")):
+            assert torch.equal(value, model.state_dict()[name])
+    if result.name == model.name:
+        assert result.config == model.config
+    with torch.no_grad():
+        next(result.parameters()).zero_()
+    assert next(model.parameters()).any()
 
 
 def test_autocast_leaves_features_in_float32(family: DualEncoder) -> None:

@@ -10,12 +10,12 @@ from riemann_unlearn.geometry import tangent
 from riemann_unlearn.ops import ranks as on_any_device
 from riemann_unlearn.ops.ranks import blocks, op
 from tests.ops.test_contrastive import D, directions
-from tests.ops.test_topk import run_by
+from tests.ops.test_topk import DEVICES
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
-    return run_by(request, "ranks")
+    return torch.device(request.param)
 
 
 def ranks(

@@ -10,22 +10,15 @@ from riemann_unlearn.geometry import tangent
 from riemann_unlearn.ops import TopK
 from riemann_unlearn.ops import topk as on_any_device
 from riemann_unlearn.ops.topk import blocks, op
-from tests.ops.dispatch import force
 from tests.ops.test_contrastive import D, directions
 
-
-def run_by(request: pytest.FixtureRequest, op: str) -> torch.device:
-    """Have an op done by torch on the CPU, or by Triton, interpreted where there is no GPU."""
-    if request.param == "torch":
-        return torch.device("cpu")
-    pytest.importorskip("triton")
-    force(request.getfixturevalue("monkeypatch"), **{op: "triton"})
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, GPU])]
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
-    return run_by(request, "topk")
+    return torch.device(request.param)
 
 
 def topk(queries: Tensor, bank: Tensor, k: int, c: float | None = None, *, device: torch.device) -> TopK:
@@ -93,19 +86,6 @@ def test_a_bank_of_half_precision_is_read_as_it_is(device: torch.device) -> None
     found, want = (topk(queries, rows, 4, 1.0, device=device) for rows in (bank, bank.float()))
     assert torch.equal(found.indices, want.indices)
     assert torch.equal(found.similarity, want.similarity)
-
-
-def test_wide_rows_and_many_queries_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_gpu = pytest.importorskip("riemann_unlearn.ops.topk.triton")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    force(monkeypatch, topk="triton")
-    rows = directions(40, 1), directions(150, 2)
-    want = topk(*rows, 3, 1.0, device=device)
-    monkeypatch.setattr(on_gpu, "WIDEST", 16)
-    monkeypatch.setattr(on_gpu, "ROOM", 2**16)
-    found = topk(*rows, 3, 1.0, device=device)
-    assert torch.equal(found.indices, want.indices)
-    assert torch.allclose(found.similarity, want.similarity, rtol=1e-6)
 
 
 def test_torch_finds_nothing_wrong_with_the_operator() -> None:

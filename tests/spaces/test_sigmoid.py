@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from open_clip.loss import SigLipLoss
-from torch.nn.functional import normalize
+from torch.nn.functional import logsigmoid, normalize
 
 from riemann_unlearn.losses import ContrastiveLoss
-from riemann_unlearn.spaces import Cosine, Sigmoid
+from riemann_unlearn.spaces import Cosine, Sigmoid, Space, sum_softplus
 
 
 @pytest.mark.parametrize("bias", [-10.0, 0.0, 3.0])
@@ -43,3 +45,25 @@ def test_it_ranks_as_cosines_do() -> None:
     own = torch.arange(20)
     assert torch.equal(Sigmoid(5.0, bias=-3.0).ranks(a, b, own), Cosine().ranks(a, b, own))
     assert torch.equal(Sigmoid(5.0, bias=-3.0).nearest(a, b, 4), Cosine().nearest(a, b, 4))
+
+
+def test_pairs_are_judged_one_by_one_by_any_similarity() -> None:
+    """Of a third party's space: a pairwise, a bias, and whose normalizer it has."""
+
+    @dataclass(frozen=True, eq=False)
+    class Judged(Space):
+        name = "judged"
+        bias: float = -2.0
+
+        def pairwise(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return -torch.cdist(a, b)
+
+        def normalizer(self, logits: torch.Tensor, among: torch.Tensor, dim: int) -> torch.Tensor:
+            return sum_softplus(logits, among, dim)
+
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(6, 4, dtype=torch.float64, generator=generator) for _ in range(2))
+    space = Judged(3.0)
+    signs = 2 * torch.eye(6, dtype=torch.float64) - 1
+    want = -logsigmoid(signs * space.logits(a, b)).sum(1).mean()
+    assert torch.isclose(ContrastiveLoss()(a, b, space=space), want, rtol=1e-12)

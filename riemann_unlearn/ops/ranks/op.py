@@ -1,7 +1,7 @@
 """How many rows of a large bank are at least as similar to each query as its own, in linear memory.
 
-``blocks`` does it by torch, ``triton`` on a GPU; either takes products in blocks, and compares by differences
-what a product cannot order. So rows that are equal tie exactly, and ties count.
+``blocks`` does it by torch on any device: it takes products in blocks, and compares by differences what a
+product cannot order. So rows that are equal tie exactly, and ties count.
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry.precision import Curvature, widen
-from riemann_unlearn.ops.backend import Backend, as_scalar, has_triton, implementation
+from riemann_unlearn.ops.backend import Backend, as_scalar, implementation
 from riemann_unlearn.ops.topk.op import check_bank
 from riemann_unlearn.registry import register
 
 register(Backend("ranks", "blocks", "riemann_unlearn.ops.ranks.blocks"))
-register(
-    Backend("ranks", "triton", "riemann_unlearn.ops.ranks.triton", devices=("cuda",), available=has_triton)
-)
 
 
 def ranks(queries: Tensor, bank: Tensor, own: Tensor, c: Curvature | None = None) -> Tensor:

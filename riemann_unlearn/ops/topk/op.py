@@ -1,7 +1,7 @@
 """The k nearest of a large bank, without the matrix of all distances.
 
-``blocks`` does it by torch, ``triton`` on a GPU; either takes products in blocks, keeps a few more candidates
-than asked for, and orders what comes out by distances computed from differences.
+``blocks`` does it by torch on any device: it takes products in blocks, keeps a few more candidates than asked
+for, and orders what comes out by distances computed from differences.
 """
 
 from __future__ import annotations
@@ -12,16 +12,13 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry.precision import Curvature, widen
-from riemann_unlearn.ops.backend import Backend, as_scalar, has_triton, implementation
+from riemann_unlearn.ops.backend import Backend, as_scalar, implementation
 from riemann_unlearn.registry import register
 
 _CHECKED = 8192
 """Rows of a bank looked at together for numbers that are not finite."""
 
 register(Backend("topk", "blocks", "riemann_unlearn.ops.topk.blocks"))
-register(
-    Backend("topk", "triton", "riemann_unlearn.ops.topk.triton", devices=("cuda",), available=has_triton)
-)
 
 
 class TopK(NamedTuple):

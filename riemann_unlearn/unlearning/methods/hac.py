@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -46,17 +46,15 @@ class HAC(GradientMethod):
             f"({problem.space.name!r}) has none"
         )
 
+    def weights(self) -> dict[str, Any]:
+        """The settings that are the loss's: all but the optimizer's."""
+        return {
+            name: value for name, value in self.settings().items() if name not in ("learning_rate", "steps")
+        }
+
     def objective(self, problem: Problem) -> Objective:
         """HAC's terms, summed over the levels."""
-        loss = HyperbolicAlignmentCalibration(
-            alpha=self.alpha,
-            beta=self.beta,
-            gamma=self.gamma,
-            omega=self.omega,
-            eta=self.eta,
-            epsilon=self.epsilon,
-            entailment_weight=self.entailment_weight,
-        )
+        loss = HyperbolicAlignmentCalibration(**self.weights())
 
         def terms(step: Step) -> dict[str, Tensor]:
             return step.calibrate(loss)
