@@ -67,6 +67,15 @@ class TrainConfig(Config):
     example: ClassVar[str] = "epochs: 100"
 
     data: str = option("emoji", "bundled dataset or folder of shards")
+    start: str | None = option(
+        None, "model whose weights to begin with (default: fresh ones)", metavar="MODEL"
+    )
+    objective: str = option(
+        "contrastive",
+        "tree: the taxonomy's captions are put on nested cones first, then both towers learn to land there; "
+        "it needs a model with cones, and --start",
+        choices=("contrastive", "tree"),
+    )
     epochs: int = option(100, "passes over the seen images", low=1, metavar="N")
     batch_size: int = option(256, "pairs in a batch", low=1, metavar="N")
     learning_rate: float = option(1e-3, "of the weights, after the warm-up", above=0, metavar="RATE")
