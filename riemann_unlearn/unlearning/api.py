@@ -7,7 +7,6 @@ the method's; here they are put together.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -25,6 +24,7 @@ from riemann_unlearn.models import DualEncoder, list_models, save_model, state_o
 from riemann_unlearn.models import load as load_model
 from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
 from riemann_unlearn.optim import RiemannianAdam
+from riemann_unlearn.registry import did_you_mean
 from riemann_unlearn.runs import METRICS_NAME, Clock, RunDirectory, Stateful, Unused, check_free
 from riemann_unlearn.training import Callback, Checkpoint, Driver, History, ProgressBar, Watch, as_device
 from riemann_unlearn.unlearning.methods import METHODS, DirectMethod, GradientMethod, Method, create_method
@@ -116,8 +116,7 @@ def unlearn(
     """
     known = [entry.name for entry in fields(RunConfig)]
     if unknown := [name for name in options if name not in known]:
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(unknown[0], known)
         raise TypeError(f"unlearn() has no option {unknown[0]!r}; {hint}There are: {', '.join(known)}")
     directory = None
     if resume:
