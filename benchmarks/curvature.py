@@ -24,7 +24,6 @@ import torch
 import yaml
 
 from riemann_unlearn import data, models
-from riemann_unlearn.data.captions import name_caption
 from riemann_unlearn.evaluation.features import encode_images, encode_texts
 from riemann_unlearn.spaces import LorentzTangents
 from riemann_unlearn.training import TrainConfig, train
@@ -82,7 +81,7 @@ def run(weight: float, initial: float, epochs: int) -> dict[str, Any]:
 
 def measure(model: models.DualEncoder, dataset: data.Dataset, record: dict[str, Any]) -> dict[str, Any]:
     """Scalars, radii and cones of a model at the end of its training, whose last record is ``record``."""
-    names = [name_caption(concept) for concept in dataset.taxonomy.concepts]
+    names = [concept.name for concept in dataset.taxonomy.concepts]
     images, texts = encode_images(model, dataset.seen.images), encode_texts(model, names)
     space = model.space.detached()
     _, c = space.tangents(texts)

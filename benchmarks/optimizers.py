@@ -38,7 +38,6 @@ from tqdm import tqdm
 import riemann_unlearn as ru
 from benchmarks import wordnet
 from riemann_unlearn.data import load as load_data
-from riemann_unlearn.data.captions import name_caption
 from riemann_unlearn.evaluation.features import encode_images, encode_texts
 from riemann_unlearn.io import atomic_write
 from riemann_unlearn.report.text import markdown
@@ -204,7 +203,7 @@ def embedded_emoji() -> Embedded:
         v, c = space.tangents(features)
         return lift(v * c**0.5)
 
-    names = [name_caption(concept) for concept in data.taxonomy.concepts]
+    names = [concept.name for concept in data.taxonomy.concepts]
     captions = encode_texts(model, names)
     _, c = space.tangents(captions)
     return Embedded(

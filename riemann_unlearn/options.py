@@ -13,7 +13,7 @@ import operator
 import reprlib
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -23,7 +23,8 @@ from riemann_unlearn._yaml import read_yaml
 C = TypeVar("C", bound="Config")
 
 
-def about(
+def option(
+    default: Any,
     help: str,
     *,
     low: float | None = None,
@@ -32,11 +33,13 @@ def about(
     choices: Sequence[str] = (),
     metavar: str | None = None,
     flag: str | None = None,
-) -> dict[str, Any]:
-    """The metadata of an option's field.
+) -> Any:
+    """A dataclass field for an option, with all there is to say of it.
 
     Parameters
     ----------
+    default : object
+        ``MISSING`` for an option that must be given.
     help : str
         For ``--help``, without a full stop. The default is added there unless it is mentioned.
     low, high : float, optional
@@ -50,20 +53,16 @@ def about(
     flag : str, optional
         On the command line, where it is not the field's name.
     """
-    return {
-        "help": help,
-        "low": low,
-        "high": high,
-        "above": above,
-        "choices": tuple(choices),
-        "metavar": metavar,
-        "flag": flag,
-    }
+    bounds = {"low": low, "high": high, "above": above}
+    metadata = {"help": help, **bounds, "choices": tuple(choices), "metavar": metavar, "flag": flag}
+    if isinstance(default, dict):  # one for each configuration
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Config:
-    """A set of options; a subclass declares each as a field with metadata by :func:`about`."""
+    """A set of options; a subclass declares each by :func:`option`."""
 
     example: ClassVar[str]
     """A line of YAML for messages."""
@@ -98,7 +97,7 @@ class Config:
         ...
         ValueError: seed must be a whole number from 0 to 9223372036854775807, got True
         """
-        metadata = cls.option(name).metadata
+        metadata = cls.described(name).metadata
         kind, optional = _kind(cls, name)
         try:
             return _convert(value, kind, metadata, optional)
@@ -133,7 +132,7 @@ class Config:
     @classmethod
     def flag(cls, name: str) -> str:
         """An option's name on the command line."""
-        return cls.option(name).metadata["flag"] or "--" + name.replace("_", "-")
+        return cls.described(name).metadata["flag"] or "--" + name.replace("_", "-")
 
     @classmethod
     def kind(cls, name: str) -> Any:
@@ -141,7 +140,7 @@ class Config:
         return _kind(cls, name)[0]
 
     @classmethod
-    def option(cls, name: str) -> Field[Any]:
+    def described(cls, name: str) -> Field[Any]:
         """The field of an option; ValueError, with a suggestion, for a name that means nothing."""
         known = {entry.name: entry for entry in fields(cls)}
         if name not in known:
@@ -156,7 +155,7 @@ class Config:
     def expected(cls, name: str) -> str:
         """What an option must be, in words."""
         kind, optional = _kind(cls, name)
-        metadata = cls.option(name).metadata
+        metadata = cls.described(name).metadata
         if metadata["choices"]:
             words = "one of " + ", ".join(metadata["choices"])
         elif metadata["low"] is not None and metadata["high"] is not None:
@@ -201,7 +200,7 @@ class Config:
         values: dict[str, Any] = {}
         for name, value in mapping.items():
             try:
-                cls.option(name)
+                cls.described(name)
                 values[name] = cls.check(name, value)
             except ValueError as error:
                 raise ValueError(f"{where}{error}") from None

@@ -18,10 +18,10 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-Entry = TypeVar("Entry", bound="Registrable")
+Entry = TypeVar("Entry")
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -84,19 +84,6 @@ class Registry(Mapping[str, T], Generic[T]):
     def _loaded(self) -> dict[str, T]:
         importlib.import_module(self._home)
         return self._entries
-
-
-class Registrable(Protocol):
-    """What :func:`register` takes: a class or an instance with a name, whose kind has a registry."""
-
-    # Properties, so that frozen records can be registered too.
-    @property
-    def name(self) -> Any:
-        """What it is asked for by."""
-
-    @property
-    def registry(self) -> Any:
-        """That of its kind."""
 
 
 def register(entry: Entry) -> Entry:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import riemann_unlearn as ru
-from benchmarks import cones, contrastive, hac_step, loop_step, topk, unlearning
+from benchmarks import cones, contrastive, hac_step, loop_step, topk, tree, unlearning
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.unlearning.methods.hac import HAC
@@ -122,3 +122,22 @@ def test_bars_of_the_unlearning_benchmark(name: str, limit: float, worse: float)
     (column,) = (column for column in (*unlearning.IMAGES, *unlearning.AUDIT) if column.name == name)
     assert column.holds(90, limit, chance=1.02)
     assert not column.holds(90, worse, chance=1.02)
+
+
+def test_a_shuffled_taxonomy_has_the_same_groups_of_other_concepts(world: Dataset) -> None:
+    true, dealt = world.taxonomy, tree.shuffled(world.taxonomy)
+    assert {level.name: sorted(level.labels) for level in dealt.levels} == {
+        level.name: sorted(level.labels) for level in true.levels
+    }
+    assert (
+        torch.bincount(dealt.ancestor(1)).sort().values.equal(torch.bincount(true.ancestor(1)).sort().values)
+    )
+    assert [concept.path for concept in dealt.concepts] != [concept.path for concept in true.concepts]
+
+
+def test_what_a_tree_holds_is_counted(world: Dataset) -> None:
+    """Two names on one ray: each is also in the other's cone."""
+    names = torch.eye(8)[[0, 0, 2, 3, 4, 5, 6, 7]]
+    points = (0.5 * names, torch.zeros(4, 8), torch.zeros(2, 8))
+    own, wrong, anyone = tree.rows(world.taxonomy, tree.Tree(points, 0.1))[0][4:]
+    assert (own, wrong, anyone) == ("100.0", f"{100 * 2 / 8 / 7:.2f}", "25.0")

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from riemann_unlearn._version import __version__
 from riemann_unlearn.cli import listing, main
 from riemann_unlearn.cli.commands import given
 from riemann_unlearn.cli.parser import add_options
-from riemann_unlearn.options import Config, about
+from riemann_unlearn.options import Config, option
 from riemann_unlearn.training.driver import Diverged
 from tests.conftest import make_model, model_config
 
@@ -329,8 +329,8 @@ def test_a_bundled_model_is_trained_as_it_was_but_for_what_is_given(
 @dataclass(frozen=True)
 class Shout(Config):
     example: ClassVar[str] = "loud: true"
-    loud: bool = field(default=False, metadata=about("at 100 %"))
-    words: int = field(default=3, metadata=about("how many", low=1))
+    loud: bool = option(False, "at 100 %")
+    words: int = option(3, "how many", low=1)
 
 
 def test_a_field_is_all_that_a_flag_takes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from riemann_unlearn._yaml import dump_yaml, read_yaml
 from riemann_unlearn.config import SEED_LIMIT, EvaluateConfig, RunConfig, TrainConfig
 from riemann_unlearn.models import list_models
-from riemann_unlearn.options import Config, about, parse_setting
+from riemann_unlearn.options import Config, option, parse_setting
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
 
@@ -188,9 +188,9 @@ class Mine(Config):
     """An option of every kind, declared and nothing more."""
 
     example: ClassVar[str] = "quiet: true"
-    quiet: bool = field(default=False, metadata=about("say nothing"))
-    names: Sequence[str] = field(default=("a",), metadata=about("which"))
-    most: float | None = field(default=None, metadata=about("how much", high=2))
+    quiet: bool = option(False, "say nothing")
+    names: Sequence[str] = option(("a",), "which")
+    most: float | None = option(None, "how much", high=2)
 
 
 def test_a_field_is_all_that_an_option_takes() -> None:

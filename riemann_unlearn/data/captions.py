@@ -17,17 +17,6 @@ MAX_KEYWORDS = 2
 """Most keywords of a sampled caption; a concept's others are never seen beside these two."""
 
 
-def name_caption(concept: Concept) -> str:
-    """The concept's name.
-
-    Examples
-    --------
-    >>> name_caption(Concept("1f34e", "red apple"))
-    'red apple'
-    """
-    return concept.name
-
-
 def keyword_caption(concept: Concept, keywords: Sequence[str], *, with_name: bool = False) -> str:
     """Some of the concept's keywords, after its name if so wished; the name if there are none.
 
@@ -39,7 +28,7 @@ def keyword_caption(concept: Concept, keywords: Sequence[str], *, with_name: boo
     >>> keyword_caption(apple, ["fruit"], with_name=True)
     'red apple, fruit'
     """
-    name = [name_caption(concept)] if with_name or not keywords else []
+    name = [concept.name] if with_name or not keywords else []
     return ", ".join([*name, *keywords])
 
 
@@ -60,7 +49,7 @@ def sample_caption(concept: Concept, generator: torch.Generator) -> str:
     """
     draw = torch.rand((), generator=generator, dtype=torch.float32).item()
     if draw < NAME_PROBABILITY or not concept.keywords:
-        return name_caption(concept)
+        return concept.name
     order = torch.randperm(len(concept.keywords), generator=generator)[:MAX_KEYWORDS]
     words = [concept.keywords[i] for i in order.tolist()]
     # The rest of the unit interval, halved: the same draw says whether the name comes before the keywords.

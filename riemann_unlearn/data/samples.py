@@ -62,8 +62,8 @@ class Samples:
     >>> taxonomy = Taxonomy([Concept("1", "owl"), Concept("2", "duck")])
     >>> images = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
     >>> samples = Samples(images, torch.tensor([0, 0, 0]), torch.tensor([0, 0, 0]), ("me",), taxonomy)
-    >>> len(samples), samples.counts().tolist()
-    (3, [3, 0])
+    >>> len(samples), len(samples.subset(torch.tensor([0, 2])))
+    (3, 2)
     """
 
     images: Images
@@ -99,13 +99,6 @@ class Samples:
     def labels(self, depth: int) -> Tensor:
         """Index of each image's label at level number ``depth``, long, shape (N,); level 0: its concept."""
         return self.taxonomy.ancestor(depth)[self.concept]
-
-    def counts(self, depth: int = 0) -> Tensor:
-        """How many images each label of level ``depth`` has, long, shape (labels,).
-
-        A concept with none here may have some in another part of its dataset.
-        """
-        return torch.bincount(self.labels(depth), minlength=len(self.taxonomy.levels[depth]))
 
     def subset(self, rows: Tensor) -> Samples:
         """The images at ``rows``, under the same taxonomy.

@@ -152,23 +152,6 @@ class Taxonomy:
         """Each concept's index at a level, long, shape (concepts,); level 0 are the concepts themselves."""
         return self._ancestors[depth]
 
-    def depth_of(self, name: str) -> int:
-        """The number of the level called ``name``; 0 is the most specific.
-
-        Raises
-        ------
-        ValueError
-            When there is no such level.
-        """
-        names = [level.name for level in self.levels]
-        if name not in names:
-            raise ValueError(f"no level {name!r}; the levels are {', '.join(names)}")
-        return names.index(name)
-
-    def level(self, name: str) -> Level:
-        """The level called ``name``; errors as for :meth:`depth_of`."""
-        return self.levels[self.depth_of(name)]
-
     def select(self, queries: Sequence[str]) -> Selection:
         """What ``queries`` name: labels of any level, in any mixture.
 

@@ -12,7 +12,6 @@ with that, only another parametrization.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.diagnostics import reference as ref
-from riemann_unlearn.diagnostics.subject import Subject, subject
+from riemann_unlearn.diagnostics.subject import Subject, as_subject
 
 RADII = (1e-6, 1e-3, 0.1, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 15.0, 20.0)
 """Radii √c·d of an audit when none are given."""
@@ -100,10 +99,6 @@ class Audit:
         whole = {**asdict(self), "safe": self.safe, "rows": [asdict(row) for row in self.rows]}
         cleaned: dict[str, Any] = _finite(whole)
         return cleaned
-
-    def to_json(self) -> str:
-        """:meth:`to_dict`, indented."""
-        return json.dumps(self.to_dict(), indent=2)
 
     def __str__(self) -> str:
         head = f"{self.name}  {self.dtype}  c = {self.c:g}  (errors in units of unavoidable error)"
@@ -181,7 +176,7 @@ def audit(
     Returns
     -------
     Audit
-        Prints as a table; has ``rows``, ``records``, ``safe`` and ``to_json()``.
+        Prints as a table; has ``rows``, ``records``, ``safe`` and ``to_dict()``.
 
     Raises
     ------
@@ -202,7 +197,7 @@ def audit(
         manifold = Lorentz()
     if not radii or not all(0 < r < math.inf for r in radii):
         raise ValueError(f"radii must be positive and finite, got {list(radii)}")
-    under = subject(manifold, name=name, chart=chart, c=c, dtype=dtype, device=device)
+    under = as_subject(manifold, name=name, chart=chart, c=c, dtype=dtype, device=device)
     chosen = list(under.functions) if operations is None else list(operations)
     for wanted in chosen:
         if wanted not in under.functions:

@@ -44,7 +44,7 @@ class Subject:
     functions: dict[str, Callable[..., Tensor]]
 
 
-def subject(
+def as_subject(
     manifold: Any, *, name: str | None, chart: str | None, c: float, dtype: torch.dtype, device: str
 ) -> Subject:
     """The subject for a manifold object or a module of functions.

@@ -121,7 +121,7 @@ def evaluate(
     # All that can be refused is refused at once, not after a minute.
     asked = _checked(chosen_measures(measures, quick=audit == "quick"))
     device = None if device is None else as_device(device)
-    dataset = data if isinstance(data, Dataset) else load_data(data)
+    dataset = load_data(data)
     selection = dataset.taxonomy.select([forget] if isinstance(forget, str) else forget)
     models = {
         role: _encoder(given, device)

@@ -83,6 +83,11 @@ class Subject:
         return self.seen.samples.taxonomy
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """The seen images, and the held-out ones where there are such."""
+        return (self.seen,) if self.heldout is None else (self.seen, self.heldout)
+
+    @property
     def test(self) -> Part:
         """The held-out images, or the seen ones where nothing is held out; :attr:`Part.what` says which."""
         return self.seen if self.heldout is None else self.heldout

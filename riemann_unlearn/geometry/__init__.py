@@ -17,7 +17,7 @@ from riemann_unlearn.geometry.maps import (
     parallel_transport0,
     parallel_transport0back,
 )
-from riemann_unlearn.geometry.models import from_klein, from_poincare, to_klein, to_poincare
+from riemann_unlearn.geometry.models import from_poincare, to_poincare
 from riemann_unlearn.geometry.space import (
     arcosh,
     arcosh1p,
@@ -43,7 +43,6 @@ __all__ = [
     "expmap0",
     "exterior_angle",
     "from_ambient",
-    "from_klein",
     "from_poincare",
     "geodesic",
     "half_aperture",
@@ -57,6 +56,5 @@ __all__ = [
     "project",
     "tangent",
     "to_ambient",
-    "to_klein",
     "to_poincare",
 ]

@@ -7,8 +7,6 @@ map                f(m)                                from, to
 ``LOGARITHM``      asinh m                             point, tangent at 0
 ``TO_POINCARE``    m/(1+√(1+m²))                       point, Poincaré ball
 ``FROM_POINCARE``  2m/((1-m)(1+m))                     Poincaré ball, point
-``TO_KLEIN``       m/√(1+m²)                           point, Klein model
-``FROM_KLEIN``     m/√((1-m)(1+m))                     Klein model, point
 =================  ==================================  =======================
 
 Each is given by f(m)/m and by m·f'(m) - f(m); where the terms of the latter are close, by a series.
@@ -96,12 +94,4 @@ TO_POINCARE = Profile(
 FROM_POINCARE = Profile(
     lambda m: 2 / _complement(m),
     lambda m: 4 * m.clamp(max=1) ** 3 / _complement(m).square(),
-)
-TO_KLEIN = Profile(
-    lambda m: 1 / _time(m),
-    lambda m: -((m / _time(m)) ** 3),
-)
-FROM_KLEIN = Profile(
-    lambda m: _complement(m) ** -0.5,
-    lambda m: m.clamp(max=1) ** 3 * _complement(m) ** -1.5,
 )

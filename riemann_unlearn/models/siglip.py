@@ -6,17 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor
-
-from riemann_unlearn.models.base import DualEncoder, scalar
+from riemann_unlearn.models.base import scalar
+from riemann_unlearn.models.clip import CLIP
 from riemann_unlearn.models.configuration import NUMBER, Rule
 from riemann_unlearn.registry import register
 from riemann_unlearn.spaces import Sigmoid
 
 
 @register
-class SigLIP(DualEncoder):
+class SigLIP(CLIP):
     """Sigmoid loss for language-image pre-training (Zhai et al. 2023, arXiv 2303.15343).
 
     Features are unit vectors, and the logit of a pair is τ·cos(i, t) + b with a learned bias b. Most pairs of
@@ -46,14 +44,6 @@ class SigLIP(DualEncoder):
     ) -> None:
         super().__init__(model_cfg, tokenizer, preprocess_cfg, space_cfg)
         self.logit_bias = scalar(model_cfg.get("init_logit_bias", -10.0))
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Unit feature vectors of preprocessed images, shape (N, D)."""
-        return F.normalize(self.visual(images).float(), dim=-1)
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """Unit feature vectors of token ids, shape (N, D)."""
-        return F.normalize(self.text(tokens).float(), dim=-1)
 
     @property
     def space(self) -> Sigmoid:

@@ -38,7 +38,7 @@ class _Backends(Registry["Backend"]):
     # What was chosen before may not be what is chosen now.
     def add(self, name: str, entry: Backend) -> None:
         super().add(name, entry)
-        _choose.cache_clear()
+        choose.cache_clear()
 
 
 BACKENDS = _Backends("backend", home="riemann_unlearn.ops")
@@ -93,6 +93,7 @@ class Backend:
         return None if self.module is None else importlib.import_module(self.module)
 
 
+@functools.cache
 def choose(op: str, device: str, dtype: torch.dtype) -> Backend:
     """The backend of ``op`` for features of a dtype on a type of device.
 
@@ -101,21 +102,16 @@ def choose(op: str, device: str, dtype: torch.dtype) -> Backend:
     ValueError
         When none serves.
     """
-    return _choose(op, device, dtype)
+    serving = [entry for entry in BACKENDS.values() if entry.op == op and entry.serves(device, dtype)]
+    if not serving:
+        raise ValueError(f"no backend of {op!r} serves features of {dtype} on {device!r}")
+    return serving[-1]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def derivatives(op: str, device: str, dtype: torch.dtype) -> int:
     """How often the results of what serves can be differentiated; a constant in a compiled graph."""
     return choose(op, device, dtype).derivatives
-
-
-@functools.cache
-def _choose(op: str, device: str, dtype: torch.dtype) -> Backend:
-    serving = [entry for entry in BACKENDS.values() if entry.op == op and entry.serves(device, dtype)]
-    if not serving:
-        raise ValueError(f"no backend of {op!r} serves features of {dtype} on {device!r}")
-    return serving[-1]
 
 
 def implementation(op: str, like: Tensor) -> Any:

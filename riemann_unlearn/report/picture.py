@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from riemann_unlearn.data import Dataset, Samples
 from riemann_unlearn.data import load as load_data
 from riemann_unlearn.evaluation.features import encode_images, encode_texts, nearest
-from riemann_unlearn.evaluation.subject import HELDOUT, SEEN
+from riemann_unlearn.evaluation.subject import HELDOUT, SEEN, evenly
 from riemann_unlearn.io import atomic_write
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.models import load as load_model
@@ -61,12 +60,7 @@ def _shown(dataset: Dataset, forget: list[str]) -> Samples:
     """Forgotten images first, then retained ones, at even steps through each."""
     data = dataset.heldout or dataset.seen
     chosen = dataset.taxonomy.select(forget).concepts[data.concept]
-    return data.subset(torch.cat([_evenly(rows.nonzero()[:, 0]) for rows in (chosen, ~chosen)]))
-
-
-def _evenly(rows: Tensor) -> Tensor:
-    count = min(SHOWN, len(rows))
-    return rows[(torch.arange(count) + 0.5).mul(len(rows) / max(1, count)).long()]
+    return data.subset(torch.cat([evenly(rows.nonzero()[:, 0], SHOWN) for rows in (chosen, ~chosen)]))
 
 
 @torch.no_grad()

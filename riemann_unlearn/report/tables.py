@@ -7,13 +7,14 @@ third party's measure, are shown like ours.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from riemann_unlearn.evaluation.measures.base import ROLE_NAMES, ROLES, Measure, chosen_measures, percent
 from riemann_unlearn.evaluation.subject import HELDOUT, SEEN
-from riemann_unlearn.report.text import Row, Table, tables_text
+from riemann_unlearn.report.text import Row, Table, markdown, tables_text
 
 GROUPS = ("forget", "retain")
 _SPLITS = {SEEN: None, HELDOUT: "heldout"}
@@ -205,6 +206,17 @@ def not_measured(unmet: Mapping[str, str]) -> dict[str, str]:
     """
     known = chosen_measures()
     return {known[name].title if name in known else name: reason for name, reason in unmet.items()}
+
+
+def measures_table() -> str:
+    """All registered measures as a Markdown table; ``docs/audit.md`` holds it."""
+    rows = []
+    for measure in chosen_measures().values():
+        paper = re.sub(r"arXiv (\d+\.\d+)", r"[\1](https://arxiv.org/abs/\1)", measure.paper)
+        words = (measure.title, measure.range, measure.guess or "–", measure.reading, paper or "–")
+        rows.append((f"`{measure.name}`", *words))
+    heads = ("measure", "asks", "range", "a guess scores", "how to read it", "after")
+    return markdown(heads, rows) + "\n"
 
 
 def _zero_shot_rows(shares: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:

@@ -7,6 +7,9 @@ HyCoCLIP, Pal et al. 2024):
 
     L = Σ_level [ L_con(image, text_level) + λ L_ent(image, text_level) ] + λ Σ L_ent(text, text above)
 
+That leaves cones that hold next to nothing. With ``objective: tree`` a model that was trained so goes on to a
+hierarchy whose cones hold (:mod:`riemann_unlearn.training.tree`).
+
 One training is one run directory (:mod:`riemann_unlearn.runs`). An interrupted one goes on from its last
 whole epoch, and ends with the same weights as one that was never interrupted.
 """
@@ -23,15 +26,17 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.config import TrainConfig
-from riemann_unlearn.data import Dataset, Samples, load
+from riemann_unlearn.data import Dataset, Samples, Taxonomy, load
 from riemann_unlearn.data.batch import Batch, make_batch
 from riemann_unlearn.losses import ContrastiveLoss, EntailmentLoss
-from riemann_unlearn.models import DualEncoder, create_model, save_model
+from riemann_unlearn.models import DualEncoder, create_model, evaluating, save_model
+from riemann_unlearn.models import load as load_model
 from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
 from riemann_unlearn.runs import RunDirectory, Unused, check_free
 from riemann_unlearn.training.callbacks import Checkpoint, Clamp, History, ProgressBar
 from riemann_unlearn.training.driver import Callback, Driver, as_device
 from riemann_unlearn.training.schedules import cosine
+from riemann_unlearn.training.tree import embed_taxonomy, landing_loss
 
 Measure = Callable[[DualEncoder, Samples], Mapping[str, Any]]
 """What is to be known of a model on some samples."""
@@ -92,15 +97,18 @@ def train(
     dataset = load(config.data) if data is None else data
     torch.manual_seed(config.seed)
     model = create_model(model_config).to(device)
+    if config.start is not None:
+        _start(model, config.start)
+    if config.objective == "tree":
+        _check_tree(model, dataset, config)
     if directory is None:  # all that can be refused has been refused
         directory = RunDirectory.claim(output, settings)
 
     batches = EpochBatches(dataset.seen, model, config)
-    levels = [level.name for level in dataset.taxonomy.levels]
     optimizer = _optimizer(model, config)
     driver = Driver(
         batches,
-        lambda batch: training_loss(model, batch, config, levels),
+        _objective(model, dataset.taxonomy, config, progress),
         optimizer,
         parameters=list(model.parameters()),
         steps=config.epochs * batches.per_epoch,
@@ -162,6 +170,56 @@ def training_loss(
                 # One level up, a caption's cone is to hold this one too.
                 narrower = captions
     return terms
+
+
+def _objective(
+    model: DualEncoder, taxonomy: Taxonomy, config: TrainConfig, progress: bool
+) -> Callable[[Batch], Mapping[str, Tensor]]:
+    """The loss of a batch, by what the configuration asks for."""
+    levels = [level.name for level in taxonomy.levels]
+    if config.objective == "contrastive":
+        return lambda batch: training_loss(model, batch, config, levels)
+    with torch.no_grad(), evaluating(model):
+        meanings = [
+            torch.cat(
+                [model.encode_text(some) for some in torch.split(model.tokenize(level.captions), 512)]
+            ).cpu()
+            for level in taxonomy.levels
+        ]
+    # The same at every start of the run: it is not kept in the checkpoint.
+    tree = embed_taxonomy(
+        taxonomy, meanings, min_radius=model.space.min_radius, seed=config.seed, progress=progress
+    ).to(model.device)
+    return lambda batch: landing_loss(model, batch, tree, config.entailment_weight, levels)
+
+
+def _start(model: DualEncoder, start: str) -> None:
+    """Give a model the weights of another one of its kind."""
+    weights = load_model(start).state_dict()
+    own = model.state_dict()
+    wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+    if wrong or own.keys() != weights.keys():
+        differing = sorted(wrong or weights.keys() - own.keys())
+        raise ValueError(
+            f"cannot begin with the weights of {start}: it is another kind of model than the one asked for "
+            f"({len(differing)} weights differ, {differing[0]} is one); give the configuration that it has"
+        )
+    model.load_state_dict(weights)
+
+
+def _check_tree(model: DualEncoder, dataset: Dataset, config: TrainConfig) -> None:
+    """Refuse what no tree can be made of."""
+    if config.start is None:
+        raise ValueError(
+            "objective 'tree' puts captions where a text tower finds them, and fresh weights know nothing; "
+            "train a model with the objective 'contrastive' and give it as start"
+        )
+    if not model.space.has_cones:
+        raise ValueError(
+            f"objective 'tree' needs a model with entailment cones, such as MERU; a {model.name} has none"
+        )
+    if len(dataset.taxonomy.levels) < 2:
+        raise ValueError("objective 'tree' needs data with a level above the concepts; these have one level")
 
 
 class EpochBatches:

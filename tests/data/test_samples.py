@@ -27,13 +27,11 @@ def encoded_samples() -> Samples:
     return Samples(images, torch.tensor([0, 2, 0, 2, 2]), torch.tensor([0, 0, 1, 1, 1]), ("m", "n"), TAXONOMY)
 
 
-def test_labels_and_counts_are_by_level() -> None:
+def test_labels_are_by_level() -> None:
     samples = encoded_samples()
     assert len(samples) == 5
     assert samples.labels(0).tolist() == [0, 2, 0, 2, 2]
     assert samples.labels(1).tolist() == [0, 1, 0, 1, 1]
-    assert samples.counts().tolist() == [2, 0, 3]  # nothing shows the second
-    assert samples.counts(1).tolist() == [2, 3]
     assert Dataset("d", samples, None).taxonomy is TAXONOMY
 
 

@@ -21,14 +21,6 @@ def test_levels_are_consistent(world: Dataset) -> None:
     assert taxonomy.levels[-1].parent is None
 
 
-def test_a_level_is_had_by_its_name(world: Dataset) -> None:
-    taxonomy = world.taxonomy
-    assert taxonomy.level("subcategory") is taxonomy.levels[1]
-    assert taxonomy.depth_of("category") == 2
-    with pytest.raises(ValueError, match="no level 'kind'; the levels are name, subcategory, category"):
-        taxonomy.level("kind")
-
-
 @pytest.mark.parametrize("depth", [0, 1, 2, 6])
 def test_there_may_be_any_number_of_levels(depth: int) -> None:
     concepts = [

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from riemann_unlearn.evaluation.measures.base import measures_table
 from riemann_unlearn.evaluation.measures.relearning import Relearning
+from riemann_unlearn.report.tables import measures_table
 
 AUDIT = Path(__file__).parents[2] / "docs" / "audit.md"
 

@@ -61,14 +61,6 @@ def from_poincare(b: Vector, c: mp.mpf) -> Vector:
     return [2 * a / (1 - c * ref.dot(b, b)) for a in b]
 
 
-def to_klein(x: Vector, c: mp.mpf) -> Vector:
-    return [a / (mp.sqrt(c) * ref.time(x, c)) for a in x]
-
-
-def from_klein(k: Vector, c: mp.mpf) -> Vector:
-    return [a / mp.sqrt(1 - c * ref.dot(k, k)) for a in k]
-
-
 def ambient(x: Vector, c: mp.mpf) -> Vector:
     return [ref.time(x, c), *x]
 
@@ -156,8 +148,6 @@ CASES = {
     "to_ambient": Case(g.to_ambient, ambient, "x"),
     "to_poincare": Case(g.to_poincare, to_poincare, "x"),
     "from_poincare": Case(g.from_poincare, from_poincare, "b"),
-    "to_klein": Case(g.to_klein, to_klein, "x"),
-    "from_klein": Case(g.from_klein, from_klein, "b"),
     "midpoint": Case(g.midpoint, lambda x, y, c: between(x, y, mp.mpf(0.5), c), "xy"),
     "geodesic": Case(
         lambda x, y, c: g.geodesic(x, y, 0.25, c), lambda x, y, c: between(x, y, mp.mpf(0.25), c), "xy"

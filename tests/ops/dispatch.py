@@ -14,9 +14,9 @@ home = importlib.import_module("riemann_unlearn.ops.backend")
 
 def force(monkeypatch: pytest.MonkeyPatch, **kinds: str) -> None:
     """Have an op served by a kind of backend, wherever its features are."""
-    chosen = home._choose
+    chosen = home.choose
 
     def choose(op: str, device: str, dtype: torch.dtype) -> Backend:
         return BACKENDS[f"{op}/{kinds[op]}"] if op in kinds else chosen(op, device, dtype)
 
-    monkeypatch.setattr(home, "_choose", choose)
+    monkeypatch.setattr(home, "choose", choose)

@@ -55,4 +55,4 @@ def test_a_third_partys_is_preferred_once_registered(monkeypatch: pytest.MonkeyP
     try:
         assert ranks(x, x, torch.arange(3)).tolist() == [7, 7, 7]
     finally:
-        home._choose.cache_clear()
+        home.choose.cache_clear()

@@ -323,14 +323,14 @@ def test_bad_arguments_are_refused() -> None:
 def test_without_numba_torch_does_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)  # as if it were not installed
     home.has_numba.cache_clear()
-    home._choose.cache_clear()
+    home.choose.cache_clear()
     try:
         assert backend("cpu") == "tiled"
         x, y = batch("random", 1.0)
         assert contrastive(x, y, 5.0, 1.0).rows.isfinite().all()
     finally:
         home.has_numba.cache_clear()
-        home._choose.cache_clear()
+        home.choose.cache_clear()
 
 
 @pytest.mark.parametrize("passes", ["numba"], indirect=True)

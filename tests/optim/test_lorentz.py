@@ -12,7 +12,7 @@ from typing import Any
 import geoopt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -49,6 +49,12 @@ def isometry(dim: int, seed: int, boost: float) -> Tensor:
         ]
     ),
 )
+@example(
+    seed=210,
+    boost=0.25,
+    k=0.203125,
+    kind=(RiemannianSGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
+)
 def test_a_moved_problem_gives_the_moved_trajectory(seed: int, boost: float, k: float, kind: Any) -> None:
     manifold = ru.Lorentz(k=torch.tensor(k, **DOUBLE))
     move = isometry(3, seed, boost)
@@ -59,9 +65,10 @@ def test_a_moved_problem_gives_the_moved_trajectory(seed: int, boost: float, k: 
     run(optimizer(plain, **options), plain_loss, 8)
     run(optimizer(moved, **options), moved_loss, 8)
     # Points are rounded at the size of their coordinates, which a boost of 1.5 raises 5-fold, and
-    # momenta by as much again; a few of 2^-53 in each of eight steps.
+    # momenta by as much again. With momentum on a small k a rounding grows 3-fold and more a step: the
+    # example is 2e-18 of the size off after the first step, 4e-14 after the second, 1.2e-11 after the eighth.
     size = moved[0].detach().abs().max().item() ** 2
-    torch.testing.assert_close(moved[0].data, plain[0].data @ move.T, rtol=0, atol=1e-11 * size)
+    torch.testing.assert_close(moved[0].data, plain[0].data @ move.T, rtol=0, atol=1e-10 * size)
 
 
 @settings(deadline=None, max_examples=3, derandomize=True)

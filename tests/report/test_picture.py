@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import riemann_unlearn as ru
@@ -27,9 +26,6 @@ def test_a_run_is_drawn(world_path: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_shown_is_spread_evenly_and_not_chosen(world: ru.data.Dataset) -> None:
-    assert picture._evenly(torch.arange(8)).tolist() == [1, 3, 5, 7]
-    assert picture._evenly(torch.arange(3)).tolist() == [0, 1, 2]
-    assert picture._evenly(torch.arange(0)).tolist() == []
     shown = picture._shown(world, ["food-fruit"])
     kinds = [world.taxonomy.concepts[i].path[0] == "food-fruit" for i in shown.concept.tolist()]
     assert kinds == [True] * 3 + [False] * 4

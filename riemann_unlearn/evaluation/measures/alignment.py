@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from riemann_unlearn.evaluation.measures.base import ROLE_NAMES, Measure, number
+from riemann_unlearn.evaluation.measures.base import ROLE_NAMES, Measure, missing, number
 from riemann_unlearn.evaluation.subject import Subject, evenly
 from riemann_unlearn.registry import register
 
@@ -59,10 +59,7 @@ class Alignment(Measure):
 
     def unmet(self, subject: Subject, references: Mapping[str, Subject]) -> str | None:
         """It needs forgotten and retained images."""
-        gone, what = subject.test.forgotten, subject.test.what
-        if not gone.any():
-            return f"no {what} show anything forgotten"
-        return f"no {what} show anything retained" if gone.all() else None
+        return missing([subject.test], retained=True)
 
     def compute(self, subject: Subject, references: Mapping[str, Subject], seed: int = 0) -> dict[str, Any]:
         """The matrix, and the scores against the untouched model.

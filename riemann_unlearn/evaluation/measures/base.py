@@ -21,7 +21,6 @@ A third party's is filed by :func:`riemann_unlearn.register`, or given as an ins
 from __future__ import annotations
 
 import importlib.util
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -34,7 +33,7 @@ from riemann_unlearn.registry import Registry
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from riemann_unlearn.evaluation.subject import Subject
+    from riemann_unlearn.evaluation.subject import Part, Subject
 
 ROLES = ("before", "after", "oracle")
 """The models of an audit: the untouched one, the one in question, and one trained without the forgotten."""
@@ -194,6 +193,16 @@ def require_packages(measures: Iterable[Measure]) -> None:
                 )
 
 
+def missing(parts: Iterable[Part], *, retained: bool = False) -> str | None:
+    """Which of some parts shows nothing forgotten (or nothing retained, if that is needed too), in words."""
+    for part in parts:
+        if not part.forgotten.any():
+            return f"no {part.what} show anything forgotten"
+        if retained and part.forgotten.all():
+            return f"no {part.what} show anything retained"
+    return None
+
+
 def share(hits: Tensor) -> float | None:
     """The share of True, None of nothing."""
     return hits.double().mean().item() if hits.numel() else None
@@ -217,16 +226,3 @@ def interval(triple: Sequence[float]) -> str:
 def shots_text(n: int) -> str:
     """A number of shots in words."""
     return f"{n} shot" if n == 1 else f"{n} shots"
-
-
-def measures_table() -> str:
-    """All registered measures as a Markdown table; ``docs/audit.md`` holds it."""
-    lines = [
-        "| measure | asks | range | a guess scores | how to read it | after |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for measure in chosen_measures().values():
-        paper = re.sub(r"arXiv (\d+\.\d+)", r"[\1](https://arxiv.org/abs/\1)", measure.paper)
-        cells = (measure.title, measure.range, measure.guess or "–", measure.reading, paper or "–")
-        lines.append(f"| `{measure.name}` | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-Path = list[tuple[str | None, float]]
+Way = list[tuple[str | None, float]]
+"""The captions met on it, with the share of it that each is met on."""
 
 
 @register
@@ -148,7 +149,7 @@ class Hierarchy(Measure):
 
     def _paths(
         self, space: LorentzTangents, image: Tensor, texts: Tensor, captions: list[str]
-    ) -> dict[str, Path]:
+    ) -> dict[str, Way]:
         """Captions met between ``image`` and the origin, with the share of the way each is met on."""
         # From the image on; the origin itself lies in no cone and is left out.
         shares = torch.linspace(1, 0, self.steps + 1, dtype=image.dtype, device=image.device)[:-1]
@@ -213,10 +214,10 @@ def _violations(subject: Subject) -> dict[str, dict[str, dict[str, float | None]
     return report
 
 
-def _met(similarity: Tensor, barred: Tensor, captions: list[str]) -> Path:
+def _met(similarity: Tensor, barred: Tensor, captions: list[str]) -> Way:
     """The most similar caption of each step that is not barred, equal ones in a row taken together."""
     nearest = similarity.masked_fill(barred, -torch.inf).argmax(1).tolist()
-    path: Path = []
+    path: Way = []
     for index, nothing in zip(nearest, barred.all(1).tolist(), strict=True):
         caption = None if nothing else captions[index]
         before = path.pop()[1] if path and path[-1][0] == caption else 0.0

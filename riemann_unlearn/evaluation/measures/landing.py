@@ -69,13 +69,13 @@ class Landing(Measure):
 
     def on(self, subject: Subject) -> str:
         """Both parts, each in rows of its own."""
-        return " and ".join(part.what for part in _parts(subject))
+        return " and ".join(part.what for part in subject.parts)
 
     def unmet(self, subject: Subject, references: Mapping[str, Subject]) -> str | None:
         """It needs cones, and forgotten images."""
         if not subject.space.has_cones:
             return f"the model's space ({subject.space.name}) has no entailment cones"
-        if not any(part.forgotten.any() for part in _parts(subject)):
+        if not any(part.forgotten.any() for part in subject.parts):
             return "no image shows what is forgotten"
         return None
 
@@ -97,7 +97,7 @@ class Landing(Measure):
                     "forget": self._group(subject, part, part.forgotten),
                     "neighbours": self._group(subject, part, subject.neighbours[part.concept]),
                 }
-                for part in _parts(subject)
+                for part in subject.parts
             },
             "picture": self._picture(subject),
         }
@@ -222,10 +222,6 @@ class Landing(Measure):
             "label": level.labels[label],
             **{name: polar(v) for name, v in zip(names, vectors, strict=True)},
         }
-
-
-def _parts(subject: Subject) -> list[Part]:
-    return [subject.seen] if subject.heldout is None else [subject.seen, subject.heldout]
 
 
 def _holds(space: Space, captions: Tensor, images: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from riemann_unlearn.data.augment import random_view
 from riemann_unlearn.evaluation.features import CHUNK, encode_images
-from riemann_unlearn.evaluation.measures.base import Measure, interval, percent
+from riemann_unlearn.evaluation.measures.base import Measure, interval, missing, percent
 from riemann_unlearn.evaluation.measures.recovery import linear_probe
 from riemann_unlearn.evaluation.subject import Part, Subject, evenly
 from riemann_unlearn.registry import register
@@ -82,11 +82,8 @@ class Membership(Measure):
         """It needs members and non-members, of the forgotten and of the retained."""
         if subject.heldout is None:
             return "it needs held-out images: they are the non-members"
-        for part in (subject.seen, subject.heldout):
-            if not part.forgotten.any():
-                return f"no {part.what} show anything forgotten"
-            if part.forgotten.all():
-                return f"no {part.what} show anything retained"
+        if (reason := missing(subject.parts, retained=True)) is not None:
+            return reason
         if len(torch.unique(subject.classes[subject.seen.concept[~subject.seen.forgotten]])) < 2:
             return "the retained seen images are all of one class"
         return None

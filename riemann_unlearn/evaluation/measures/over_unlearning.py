@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from riemann_unlearn.evaluation.features import encode_images
-from riemann_unlearn.evaluation.measures.base import Measure, number
+from riemann_unlearn.evaluation.measures.base import Measure, missing, number
 from riemann_unlearn.evaluation.subject import Subject, evenly
 from riemann_unlearn.registry import register
 
@@ -46,11 +46,10 @@ class OverUnlearning(Measure):
         """It needs the untouched model, a forgotten image and two retained classes."""
         if "before" not in references:
             return "it needs the untouched model, which was not given (before=...)"
-        if not subject.test.forgotten.any():
-            return f"no {subject.test.what} show anything forgotten"
-        if int(_kept(subject).sum()) < 2:
+        reason = missing([subject.test])
+        if reason is None and int(_kept(subject).sum()) < 2:
             return "it needs two retained classes"
-        return None
+        return reason
 
     def compute(self, subject: Subject, references: Mapping[str, Subject], seed: int = 0) -> float:
         """OU@ε in nats; 0 when nothing changed."""

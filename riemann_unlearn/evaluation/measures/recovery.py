@@ -26,6 +26,7 @@ from riemann_unlearn.evaluation.measures.base import (
     ROLE_COLOURS,
     ROLE_NAMES,
     Measure,
+    missing,
     number,
     percent,
     share,
@@ -75,12 +76,10 @@ class Recovery(Measure):
         """A probe is not asked about what it was fit on, and one class needs no probe."""
         if subject.heldout is None:
             return "it needs held-out images: a probe must not be asked about what it was fit on"
-        for part in (subject.seen, subject.heldout):
-            if not part.forgotten.any():
-                return f"no {part.what} show anything forgotten"
-        if len(torch.unique(subject.classes[subject.seen.concept])) < 2:
+        reason = missing(subject.parts)
+        if reason is None and len(torch.unique(subject.classes[subject.seen.concept])) < 2:
             return "the seen images are all of one class"
-        return None
+        return reason
 
     def compute(self, subject: Subject, references: Mapping[str, Subject], seed: int = 0) -> dict[str, Any]:
         """What frozen features give back of the forgotten.

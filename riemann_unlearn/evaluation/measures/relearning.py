@@ -20,7 +20,7 @@ from torch import Tensor
 
 from riemann_unlearn.data.batch import Batch, make_batch
 from riemann_unlearn.evaluation.features import encode_captions, encode_images
-from riemann_unlearn.evaluation.measures.base import Measure, percent, share, shots_text
+from riemann_unlearn.evaluation.measures.base import Measure, missing, percent, share, shots_text
 from riemann_unlearn.evaluation.measures.recovery import SHOTS, shots_figure
 from riemann_unlearn.evaluation.subject import Part, Subject, evenly
 from riemann_unlearn.losses import ContrastiveLoss
@@ -67,9 +67,8 @@ class Relearning(Measure):
         """It never asks about the images that it fine-tunes on."""
         if subject.heldout is None:
             return "it needs held-out images: an attack must not be tested on its own shots"
-        for part in (subject.seen, subject.heldout):
-            if not part.forgotten.any():
-                return f"no {part.what} show anything forgotten"
+        if (reason := missing(subject.parts)) is not None:
+            return reason
         if not subject.known(_tested(subject))[1].any():
             return "the captions of the forgotten read the same as others"
         return None

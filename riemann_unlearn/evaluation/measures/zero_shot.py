@@ -17,7 +17,7 @@ from torch import Tensor
 from riemann_unlearn.data import Samples, Selection, Taxonomy
 from riemann_unlearn.evaluation.features import Captions, encode_captions, encode_images, ranks
 from riemann_unlearn.evaluation.measures.base import Measure, percent, share
-from riemann_unlearn.evaluation.subject import Part, Subject
+from riemann_unlearn.evaluation.subject import Subject
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.registry import register
 from riemann_unlearn.spaces import Space
@@ -43,7 +43,7 @@ class ZeroShot(Measure):
 
     def on(self, subject: Subject) -> str:
         """Both parts, where there are two."""
-        return " and ".join(part.what for part in _parts(subject).values())
+        return " and ".join(part.what for part in subject.parts)
 
     def chance(self, taxonomy: Taxonomy, selection: Selection) -> dict[str, Any]:
         """In the form of the metrics of one group."""
@@ -70,7 +70,7 @@ class ZeroShot(Measure):
                 subject.selection.level,
                 {group: mask[part.concept] for group, mask in subject.groups.items()},
             )
-            for name, part in _parts(subject).items()
+            for name, part in zip(("seen", "heldout"), subject.parts, strict=False)
         }
 
     def rows(self, value: Any) -> dict[str, str]:
@@ -135,10 +135,6 @@ def zero_shot(
         {"": whole} if groups is None else {name: mask.to(images.device) for name, mask in groups.items()},
     )
     return metrics[""] if groups is None else metrics
-
-
-def _parts(subject: Subject) -> dict[str, Part]:
-    return {"seen": subject.seen} | ({} if subject.heldout is None else {"heldout": subject.heldout})
 
 
 def _metrics(

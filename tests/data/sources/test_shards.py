@@ -124,7 +124,7 @@ def test_names_alone_are_one_level(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", pairs({"name": "owl"}, {"name": "cat"}, {"name": "owl"}))
     dataset = data.load(tmp_path)
     assert [level.name for level in dataset.taxonomy.levels] == ["name"]
-    assert dataset.seen.counts().tolist() == [1, 2]
+    assert dataset.seen.concept.bincount().tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("form", ["json", "txt", "both", "beside"])
@@ -354,7 +354,7 @@ def test_a_broken_image_is_skipped_and_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", files)
     with pytest.warns(UserWarning, match=r"1 of 40 images cannot be read: .*x\.tar: sample '7' "):
         dataset = data.load(tmp_path)
-    assert dataset.seen.counts().tolist() == [20, 19]
+    assert dataset.seen.concept.bincount().tolist() == [20, 19]
 
 
 def test_a_shard_comes_back_as_it_was_written_and_is_the_same_every_time(tmp_path: Path) -> None:
