@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -127,6 +128,22 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f"did you mean {close[0]!r}? " if close else ""
+
+
+def import_files(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, for what registers itself in it.
+
+    Rooms in which each file is one thing end with it: a file put there is found, and no list names it.
+
+    Parameters
+    ----------
+    package : str
+        Its ``__name__``.
+    path : iterable of str
+        Its ``__path__``.
+    """
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")
 
 
 def _origin(entry: Any) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 import types
@@ -172,3 +173,17 @@ def test_an_option(walk: Walk) -> None:
         mine.MyRun.parse("patience", "0")
     with pytest.raises(ValueError, match="did you mean 'patience'"):
         mine.MyRun.from_mapping({"forget": ["owl"], "patiences": 5})
+
+
+@pytest.mark.parametrize(
+    "package", ["data.sources", "evaluation.measures", "models", "spaces", "unlearning.methods"]
+)
+def test_a_file_in_a_room_is_found_by_itself(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = importlib.import_module(f"riemann_unlearn.{package}")
+    (tmp_path / "a_new_file.py").write_text("here = True\n", "utf-8")
+    monkeypatch.setattr(room, "__path__", [*room.__path__, str(tmp_path)])
+    # The room's own code once more, with one file more in it.
+    exec(Path(str(room.__file__)).read_text("utf-8"), {"__name__": room.__name__, "__path__": room.__path__})
+    assert sys.modules.pop(f"{room.__name__}.a_new_file").here
