@@ -177,7 +177,8 @@ class _Run:
     ) -> None:
         self.problem, self.method, self.config, self.directory = problem, method, config, directory
         self.clock, self.history = Clock(), History(directory, CHECKPOINT_EVERY)
-        self.before: dict[str, Any] | None = None
+        self.before: dict[str, Any] = {}
+        """What was measured before anything moved; empty until then."""
         self.applied = False
 
     def go(self, callbacks: Sequence[Callback], progress: bool) -> None:
@@ -258,7 +259,7 @@ class _Run:
 
     def metrics(self) -> dict[str, Any]:
         """The contents of ``metrics.json``."""
-        before, after = self.before or self._evaluate(), self._evaluate()
+        before, after = self.before, self._evaluate()
         # What an evaluation says beside the groups' figures: the same before and after, so it stands once.
         aside = ("audit", "on", "unmet")
         return {
