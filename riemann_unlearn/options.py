@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from riemann_unlearn._yaml import read_yaml
+from riemann_unlearn.registry import did_you_mean
 
 C = TypeVar("C", bound="Config")
 
@@ -144,10 +145,7 @@ class Config:
         """The field of an option; ValueError, with a suggestion, for a name that means nothing."""
         known = {entry.name: entry for entry in fields(cls)}
         if name not in known:
-            import difflib
-
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(name, known)
             raise ValueError(f"unknown key {shown(name)}; {hint}Known: {', '.join(known)}")
         return known[name]
 
@@ -190,7 +188,7 @@ class Config:
         >>> TrainConfig.from_mapping({"epoch": 3}, "train.yaml")
         Traceback (most recent call last):
         ...
-        ValueError: train.yaml: unknown key 'epoch'; did you mean 'epochs'? Known: data, epochs, ...
+        ValueError: train.yaml: unknown key 'epoch'; did you mean 'epochs'? Known: data, ...
         """
         where = "" if source is None else f"{source}: "
         if not isinstance(mapping, Mapping):
@@ -200,7 +198,6 @@ class Config:
         values: dict[str, Any] = {}
         for name, value in mapping.items():
             try:
-                cls.described(name)
                 values[name] = cls.check(name, value)
             except ValueError as error:
                 raise ValueError(f"{where}{error}") from None
@@ -236,11 +233,8 @@ def parse_setting(text: str) -> tuple[str, float]:
     ('alpha', 0.5)
     """
     name, equals, value = text.partition("=")
-    try:
-        number = int(value) if value.lstrip("+-").isdecimal() else float(value)
-    except ValueError:
-        equals = ""
-    if not equals:
+    number = _number_in(value)
+    if not equals or isinstance(number, str):
         raise ValueError(f"--set takes NAME=NUMBER, such as alpha=0.5; got {text!r}")
     return name, number
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator, Mapping
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -66,9 +67,8 @@ class Registry(Mapping[str, T], Generic[T]):
     def __getitem__(self, name: str) -> T:
         entries = self._loaded()
         if name not in entries:
-            close = difflib.get_close_matches(str(name), entries, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"no {self.kind} {name!r}; {hint}There are: {', '.join(entries)}")
+            there_are = f"{did_you_mean(name, entries)}There are: {', '.join(entries)}"
+            raise ValueError(f"no {self.kind} {name!r}; {there_are}")
         return entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -116,6 +116,34 @@ def register(entry: Entry) -> Entry:
         raise TypeError(f"cannot register {entry!r}: it needs a name, as in 'name = \"mine\"'")
     registry.add(name, entry)
     return entry
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """A question for a message about a name that is none, with a blank behind it; empty if none is like it.
+
+    Examples
+    --------
+    >>> did_you_mean("titl", ["tilt", "hac"])
+    "did you mean 'tilt'? "
+    """
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def import_files(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, for what registers itself in it.
+
+    Rooms in which each file is one thing end with it: a file put there is found, and no list names it.
+
+    Parameters
+    ----------
+    package : str
+        Its ``__name__``.
+    path : iterable of str
+        Its ``__path__``.
+    """
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")
 
 
 def _origin(entry: Any) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 import types
@@ -74,8 +75,9 @@ def test_a_method(walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:
         mine.Repel(margin=-1.0)
 
 
-def test_a_space(walk: Walk) -> None:
-    mine = walk("A space", "CLIP")
+@pytest.mark.parametrize("architecture", ["MERU", "CLIP"])
+def test_a_space(walk: Walk, architecture: str) -> None:
+    mine = walk("A space", architecture)
     assert SPACES["manhattan"] is mine.Manhattan
     assert mine.mine.space.name == "manhattan"
     assert all(value == value for value in mine.result.history[-1].values())
@@ -92,11 +94,13 @@ def test_a_measure(walk: Walk) -> None:
     # An instance goes where its name goes, registered or not.
     same = ru.evaluate(mine.model, mine.data, forget="owl", audit="full", measures=[mine.Norms()])
     assert next(iter(same["full_audit"])) == "norms"
+    figure = mine.Norms().figure(mine.report["full_audit"]["norms"])
+    assert figure.axes[0].get_title() == "Length of the features"
 
 
 def test_data_of_one_level_and_of_four(walk: Walk, tmp_path: Path) -> None:
     mine = walk("Data of one level, of four, of any number")
-    assert {"digits", "cats"} <= set(ru.list_datasets())
+    assert {"digits", "cats", "captions"} <= set(ru.list_datasets())
     assert list(mine.one.metrics["after"]["retain"]["levels"]) == ["digit"]
     assert mine.one.metrics["after"]["forget"]["parent_accuracy"] is None
     assert list(mine.four.metrics["after"]["retain"]["levels"]) == ["species", "genus", "family", "order"]
@@ -113,34 +117,48 @@ def test_data_of_one_level_and_of_four(walk: Walk, tmp_path: Path) -> None:
     assert "held-out images" in four
     assert "held-out images  " not in one
     assert "not measured: " in one
-    for name in ("digits", "cats"):
+    assert list(mine.free.metrics["after"]["retain"]["levels"]) == ["caption"]
+    for name, forget in (("digits", "three"), ("cats", "lion"), ("captions", "two boats in the fog")):
         ru.unlearn(
             mine.model,
             name,
-            forget=["three", "lion"][name == "cats"],
+            forget=forget,
             settings={"steps": 1},
             output=tmp_path / name,
             progress=False,
         )
+        ru.evaluate(mine.model, name, forget=forget, audit="full")
         assert write_report(tmp_path / name).is_file()
 
 
-def test_a_family_of_models(walk: Walk) -> None:
-    mine = walk("A family of models", "CLIP")
+@pytest.mark.parametrize("architecture", ["MERU", "CLIP"])
+def test_a_family_of_models(walk: Walk, architecture: str) -> None:
+    """Whichever model the reader has: MERU's configuration has keys of its own."""
+    mine = walk("A family of models", architecture)
     assert FAMILIES["Judge"] is mine.Judge
-    assert mine.result.metrics["model"] == "Judge"
-    assert mine.loaded.logit_bias.item() == mine.judge.logit_bias.item()
-    assert {name: mine.report[name] for name in ("forget", "retain")} == {
+    assert mine.result.metrics["model"] == "Lifted"
+    assert mine.loaded.space.min_radius == {"MERU": 0.1, "CLIP": 0.2}[architecture]
+    for name, report in mine.reports.items():
+        loaded = ru.load(mine.folder / name)
+        assert loaded.name == name
+        assert report["retain"]["accuracy"] is not None
+        output = loaded(torch.rand(2, 3, 16, 16), loaded.tokenize(["owl", "duck"]))
+        by_space = ru.losses.ContrastiveLoss()(
+            output["image_features"], output["text_features"], space=loaded.space
+        )
+        assert torch.equal(ru.losses.ContrastiveLoss()(**output), by_space)
+    assert {name: mine.reports["Lifted"][name] for name in ("forget", "retain")} == {
         name: mine.result.metrics["after"][name] for name in ("forget", "retain")
     }
-    output = mine.loaded(torch.rand(2, 3, 16, 16), mine.loaded.tokenize(["owl", "duck"]))
-    assert ru.losses.ContrastiveLoss()(**output).isfinite()
+    assert mine.trained.scalars()["c"] != 1.0
 
 
 def test_a_term_of_hac(walk: Walk) -> None:
     mine = walk("A term of HAC")
     assert mine.result.metrics["method"] == "inward-hac"
     assert mine.result.metrics["settings"]["inward"] == 0.5
+    weights = {"epsilon", "alpha", "beta", "gamma", "omega", "eta", "entailment_weight", "inward"}
+    assert set(mine.InwardHAC().weights()) == weights
     assert all(record["inward_loss"] > 0 for record in mine.result.history)
     assert {"norm_loss", "cone_exit_loss", "contrastive_loss"} <= set(mine.result.history[0])
 
@@ -155,3 +173,17 @@ def test_an_option(walk: Walk) -> None:
         mine.MyRun.parse("patience", "0")
     with pytest.raises(ValueError, match="did you mean 'patience'"):
         mine.MyRun.from_mapping({"forget": ["owl"], "patiences": 5})
+
+
+@pytest.mark.parametrize(
+    "package", ["data.sources", "evaluation.measures", "models", "spaces", "unlearning.methods"]
+)
+def test_a_file_in_a_room_is_found_by_itself(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = importlib.import_module(f"riemann_unlearn.{package}")
+    (tmp_path / "a_new_file.py").write_text("here = True\n", "utf-8")
+    monkeypatch.setattr(room, "__path__", [*room.__path__, str(tmp_path)])
+    # The room's own code once more, with one file more in it.
+    exec(Path(str(room.__file__)).read_text("utf-8"), {"__name__": room.__name__, "__path__": room.__path__})
+    assert sys.modules.pop(f"{room.__name__}.a_new_file").here

@@ -38,8 +38,6 @@ class Batch:
 
     images: Tensor
     """float32 in [0, 1], shape (B, 3, H, W)."""
-    concept: Tensor
-    """Index into the taxonomy's concepts, long, shape (B,)."""
     texts: list[str]
     pairings: tuple[Pairing, ...]
     """One for each level of the taxonomy, from specific to general."""
@@ -54,7 +52,6 @@ class Batch:
         """The same on another device."""
         return Batch(
             self.images.to(device),
-            self.concept.to(device),
             self.texts,
             tuple(pairing.to(device) for pairing in self.pairings),
             self.indices.to(device),
@@ -95,4 +92,4 @@ def make_batch(
         pairings.append(Pairing(len(texts) + row, ids))
         texts += [level.captions[i] for i in distinct.tolist()]
     images = random_view(samples.images[indices], size, generator, fit=fit)
-    return Batch(images, concept, texts, tuple(pairings), indices)
+    return Batch(images, texts, tuple(pairings), indices)

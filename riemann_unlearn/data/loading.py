@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 from pathlib import Path
 
 from riemann_unlearn.data.samples import Dataset
 from riemann_unlearn.data.sources import SOURCES, Source
+from riemann_unlearn.registry import did_you_mean
 
 
 def list_datasets() -> list[str]:
@@ -55,8 +55,7 @@ def load(data: str | Path | Source | Dataset = "emoji") -> Dataset:
         return replace(_instance(SOURCES[data]).load(None), name=data)
     path = Path(data).expanduser().resolve()
     if not path.exists():
-        close = difflib.get_close_matches(str(data), list_datasets(), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(data, list_datasets())
         raise ValueError(
             f"no dataset {str(data)!r}; {hint}Expected one of {', '.join(list_datasets())}, or a path, "
             f"and there is no {path}"

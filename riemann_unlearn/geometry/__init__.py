@@ -27,7 +27,6 @@ from riemann_unlearn.geometry.space import (
     exterior_angle,
     from_ambient,
     half_aperture,
-    project,
     to_ambient,
 )
 
@@ -53,7 +52,6 @@ __all__ = [
     "parallel_transport",
     "parallel_transport0",
     "parallel_transport0back",
-    "project",
     "tangent",
     "to_ambient",
     "to_poincare",

@@ -36,7 +36,6 @@ __all__ = [
     "exterior_angle",
     "from_ambient",
     "half_aperture",
-    "project",
     "to_ambient",
 ]
 
@@ -190,20 +189,6 @@ def to_ambient(x: Tensor, c: Curvature) -> Tensor:
     time = tri.bounded(time_component(x, working_root(c, x)))
     shape = (*time.shape, x.shape[-1])
     return torch.cat([finite(time, dtype).to(dtype)[..., None], x.to(dtype).expand(shape)], -1)
-
-
-def project(p: Tensor, c: Curvature) -> Tensor:
-    """The ambient point that has the space components of ``p``.
-
-    Those are where a stored point has its digits; the time component is computed anew.
-
-    Examples
-    --------
-    >>> import torch
-    >>> project(torch.tensor([0.0, 3.0, 4.0]), c=1.0)
-    tensor([5.0990, 3.0000, 4.0000])
-    """
-    return to_ambient(from_ambient(p), c)
 
 
 def from_ambient(p: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from riemann_unlearn.models.meru import MERU
 from riemann_unlearn.models.modes import evaluating
 from riemann_unlearn.models.siglip import SigLIP
 from riemann_unlearn.models.wrapping import state_of, unwrap
+from riemann_unlearn.registry import import_files
 
 __all__ = [
     "CLIP",
@@ -37,3 +38,6 @@ __all__ = [
     "state_of",
     "unwrap",
 ]
+
+# Each file registers its own; a new one needs no line here.
+import_files(__name__, __path__)

@@ -124,10 +124,9 @@ def measured(metrics: Mapping[str, Any]) -> dict[str, list[Measured]]:
             for label, path in _zero_shot_rows(first[GROUPS[0]])
         ]
     first, last = metrics["audit"]["before"], metrics["audit"]["after"]
-    known = chosen_measures()
     asked = [
         Measured(
-            (known[name].label or known[name].title) if name in known else name,
+            _called(name),
             {group: (first[name][group], last[name][group]) for group in GROUPS},
             chance.get(name),
             metrics.get("on", {}).get(name, ""),
@@ -258,8 +257,13 @@ def _written(value: Any) -> dict[str, str]:
 
 def _places(on: Mapping[str, str]) -> dict[str, str]:
     """What the measures beside zero-shot accuracy were made on, by their rows' labels."""
-    known = chosen_measures()
-    return {(known[name].label or known[name].title) if name in known else name: on[name] for name in on}
+    return {_called(name): place for name, place in on.items()}
+
+
+def _called(name: str) -> str:
+    """What a measure's row is called beside those of zero-shot accuracy; its name if it is not known here."""
+    measure = chosen_measures().get(name)
+    return name if measure is None else measure.label or measure.title
 
 
 def _text(head: str, tables: Sequence[Table], places: Mapping[str, str], unmet: Mapping[str, str]) -> str:

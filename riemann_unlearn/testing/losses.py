@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from riemann_unlearn.spaces import LorentzTangents, Space
-from riemann_unlearn.testing.spaces import FORGET, IDS, devices
+from riemann_unlearn.testing.spaces import FORGET, IDS, assert_near, devices
 
 
 class LossLaws:
@@ -105,7 +105,7 @@ class LossLaws:
         for dim in self.dims:
             sides = self.sides(dim)
             want = self.value(sides[0], sides[1])
-            _close(self.value(sides[0].float(), sides[1].float()), want, self.tolerance)
+            assert_near(self.value(sides[0].float(), sides[1].float()), want, self.tolerance)
             assert self.call(*(side.bfloat16() for side in sides)).dtype == torch.float32
 
     def test_the_order_of_a_batch_does_not_matter(self) -> None:
@@ -155,7 +155,7 @@ class LossLaws:
             inputs = [side.clone().requires_grad_() for side in sides]
             result = function(*inputs)
             results.append([result.detach(), *torch.autograd.grad(result, inputs, allow_unused=True)])
-        _close(results[0], results[1], 1e-5)
+        assert_near(results[0], results[1], 1e-5)
 
     @pytest.mark.gpu
     def test_every_device_gives_the_same(self) -> None:
@@ -167,7 +167,7 @@ class LossLaws:
         for device in devices():
             moved = [side.to(device) for side in (*sides, FORGET, IDS)]
             got = self.value(moved[0], moved[1], moved[2], moved[3], self.space(torch.float32, device))
-            _close([v.cpu() for v in got], want, self.tolerance)
+            assert_near([v.cpu() for v in got], want, self.tolerance)
 
     def value(
         self,
@@ -187,10 +187,3 @@ class LossLaws:
         """Check that neither the loss nor a gradient is NaN or Inf."""
         for number in self.value(images, texts, forget, caption_ids):
             assert number.isfinite().all()
-
-
-def _close(got: Sequence[Tensor], want: Sequence[Tensor], tolerance: float) -> None:
-    """To a share of the largest number of each."""
-    for mine, theirs in zip(got, want, strict=True):
-        size = max(float(theirs.abs().max()), 1e-3)
-        assert torch.allclose(mine.double(), theirs.double(), rtol=0, atol=tolerance * size)

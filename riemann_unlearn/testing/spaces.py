@@ -161,7 +161,7 @@ class SpaceLaws:
             narrow = [_cast(side, torch.float32) for side in sides]
             want, slopes = _value(self.make(torch.float64), sides, FORGET)
             got, mine = _value(self.make(torch.float32), narrow, FORGET)
-            _close([got, *mine], [want, *slopes], self.tolerance)
+            assert_near([got, *mine], [want, *slopes], self.tolerance)
 
     def test_autocast_changes_nothing(self) -> None:
         """A cosine of bfloat16 has two digits."""
@@ -170,7 +170,7 @@ class SpaceLaws:
         want = space.statistics(a, b).rows, space.pairwise(a, b)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             got = space.statistics(a, b).rows, space.pairwise(a, b)
-        _close(got, want, self.tolerance)
+        assert_near(got, want, self.tolerance)
 
     def test_ranks_count_ties_against_the_own_row(self) -> None:
         """How many others are at least as similar; a bank that holds everything twice has no rank 0."""
@@ -248,7 +248,7 @@ class SpaceLaws:
             return space.statistics(a, b, forget=FORGET).rows.sum()
 
         torch.compiler.reset()
-        _close([torch.compile(loss, fullgraph=True, backend="aot_eager")(a, b)], [loss(a, b)], 1e-5)
+        assert_near([torch.compile(loss, fullgraph=True, backend="aot_eager")(a, b)], [loss(a, b)], 1e-5)
 
     @pytest.mark.gpu
     def test_every_device_gives_the_same(self) -> None:
@@ -260,7 +260,7 @@ class SpaceLaws:
         for device in devices():
             moved = [v.to(device) for v in sides]
             got, mine = _value(self.make(torch.float32, device), moved, FORGET.to(device))
-            _close([v.cpu() for v in (got, *mine)], [want, *slopes], self.tolerance)
+            assert_near([v.cpu() for v in (got, *mine)], [want, *slopes], self.tolerance)
 
 
 def _value(space: Space, sides: Sequence[Tensor], forget: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -280,8 +280,8 @@ def _finite(space: Space, a: Tensor, b: Tensor, forget: Tensor) -> None:
         assert number.isfinite().all()
 
 
-def _close(got: Sequence[Tensor], want: Sequence[Tensor], tolerance: float) -> None:
-    """To a share of the largest number of each."""
+def assert_near(got: Sequence[Tensor], want: Sequence[Tensor], tolerance: float) -> None:
+    """Check that tensors are those wanted, to a share of the largest number of each."""
     for mine, theirs in zip(got, want, strict=True):
         wide: Any = torch.promote_types(theirs.dtype, torch.float64)
         mine, theirs = mine.detach().to(wide), theirs.detach().to(wide)

@@ -2,7 +2,7 @@
 
 from riemann_unlearn.config import TrainConfig
 from riemann_unlearn.training.callbacks import Checkpoint, Clamp, History, ProgressBar, Watch
-from riemann_unlearn.training.driver import Batches, Callback, Driver, as_device
+from riemann_unlearn.training.driver import Batches, Callback, Driver, RandomBatches, as_device
 from riemann_unlearn.training.train import EpochBatches, train, training_loss
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "EpochBatches",
     "History",
     "ProgressBar",
+    "RandomBatches",
     "TrainConfig",
     "Watch",
     "as_device",

@@ -44,6 +44,20 @@ class Batches(Protocol):
         """Go back to a state."""
 
 
+class RandomBatches:
+    """What draws batches by a generator, on which alone its next draws depend."""
+
+    generator: torch.Generator
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the generator."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Back to it."""
+        self.generator.set_state(state["generator"])
+
+
 class Callback:
     """Something that is told what a driver does; override what you want to hear of.
 

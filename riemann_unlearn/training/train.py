@@ -34,7 +34,7 @@ from riemann_unlearn.models import load as load_model
 from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
 from riemann_unlearn.runs import RunDirectory, Unused, check_free
 from riemann_unlearn.training.callbacks import Checkpoint, Clamp, History, ProgressBar
-from riemann_unlearn.training.driver import Callback, Driver, as_device
+from riemann_unlearn.training.driver import Callback, Driver, RandomBatches, as_device
 from riemann_unlearn.training.schedules import cosine
 from riemann_unlearn.training.tree import embed_taxonomy, landing_loss
 
@@ -222,7 +222,7 @@ def _check_tree(model: DualEncoder, dataset: Dataset, config: TrainConfig) -> No
         raise ValueError("objective 'tree' needs data with a level above the concepts; these have one level")
 
 
-class EpochBatches:
+class EpochBatches(RandomBatches):
     """Batches of seen images, every image once an epoch.
 
     Every other epoch, from the second on, runs of ``config.group`` images of one class stay together, the
@@ -271,11 +271,11 @@ class EpochBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """The generator, and the order of the epoch."""
-        return {"generator": self.generator.get_state(), "order": self._order}
+        return {**super().state_dict(), "order": self._order}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a state."""
-        self.generator.set_state(state["generator"])
+        super().load_state_dict(state)
         self._order = state["order"]
 
 

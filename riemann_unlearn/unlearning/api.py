@@ -7,7 +7,6 @@ the method's; here they are put together.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -25,6 +24,7 @@ from riemann_unlearn.models import DualEncoder, list_models, save_model, state_o
 from riemann_unlearn.models import load as load_model
 from riemann_unlearn.models.checkpoint import WEIGHTS_NAME, check_saveable
 from riemann_unlearn.optim import RiemannianAdam
+from riemann_unlearn.registry import did_you_mean
 from riemann_unlearn.runs import METRICS_NAME, Clock, RunDirectory, Stateful, Unused, check_free
 from riemann_unlearn.training import Callback, Checkpoint, Driver, History, ProgressBar, Watch, as_device
 from riemann_unlearn.unlearning.methods import METHODS, DirectMethod, GradientMethod, Method, create_method
@@ -117,8 +117,7 @@ def unlearn(
     """
     known = [entry.name for entry in fields(RunConfig)]
     if unknown := [name for name in options if name not in known]:
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(unknown[0], known)
         raise TypeError(f"unlearn() has no option {unknown[0]!r}; {hint}There are: {', '.join(known)}")
     directory = None
     if resume:
@@ -181,7 +180,8 @@ class _Run:
     ) -> None:
         self.problem, self.method, self.config, self.directory = problem, method, config, directory
         self.clock, self.history = Clock(), History(directory, CHECKPOINT_EVERY)
-        self.before: dict[str, Any] | None = None
+        self.before: dict[str, Any] = {}
+        """What was measured before anything moved; empty until then."""
         self.applied = False
 
     def go(self, callbacks: Sequence[Callback], progress: bool) -> None:
@@ -262,7 +262,7 @@ class _Run:
 
     def metrics(self) -> dict[str, Any]:
         """The contents of ``metrics.json``."""
-        before, after = self.before or self._evaluate(), self._evaluate()
+        before, after = self.before, self._evaluate()
         # What an evaluation says beside the groups' figures: the same before and after, so it stands once.
         aside = ("audit", "on", "unmet")
         return {

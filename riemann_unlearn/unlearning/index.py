@@ -7,7 +7,7 @@ retained can only lose by forgotten items coming too near.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from riemann_unlearn.geometry import Lorentz
 from riemann_unlearn.losses import AlignmentCalibration, HyperbolicAlignmentCalibration
 from riemann_unlearn.optim import RiemannianAdam
 from riemann_unlearn.spaces import OnManifold, Space
-from riemann_unlearn.training import Callback, Driver, History, ProgressBar
+from riemann_unlearn.training import Callback, Driver, History, ProgressBar, RandomBatches
 
 MAX_QUERIES = 2000
 """Rows of each group that retrieval is measured on, at most."""
@@ -167,7 +167,7 @@ class _Rows:
         return _Rows(self.forget.to(device), self.retain.to(device))
 
 
-class _Draws:
+class _Draws(RandomBatches):
     """Forgotten pairs without replacement and retained ones with it, for of these there are many."""
 
     def __init__(
@@ -180,12 +180,6 @@ class _Draws:
     def draw(self, number: int) -> _Rows:
         chosen = torch.randperm(self.forgotten, generator=self.generator)[: self.forget_batch]
         return _Rows(chosen, torch.randint(self.retained, (self.retain_batch,), generator=self.generator))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.generator.set_state(state["generator"])
 
 
 def _check(images: Tensor, texts: Tensor, forget: Tensor, space: OnManifold) -> None:

@@ -20,6 +20,7 @@ from riemann_unlearn.data.batch import Batch, make_batch
 from riemann_unlearn.losses import functional
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.spaces import Space
+from riemann_unlearn.training import RandomBatches
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Step:
         )
 
 
-class ForgetAndRetain:
+class ForgetAndRetain(RandomBatches):
     """Batches of both kinds of pairs, those to be forgotten first.
 
     Parameters
@@ -175,11 +176,3 @@ class ForgetAndRetain:
         seen, model = self.problem.dataset.seen, self.problem.model
         batch = make_batch(seen, rows, model.image_size, self.generator, fit=model.resize)
         return Step(self.problem, batch, number)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The generator."""
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a state."""
-        self.generator.set_state(state["generator"])

@@ -45,7 +45,7 @@ def test_a_batch_has_a_pairing_for_each_level_there_is(depth: int) -> None:
 
 def test_a_batch_moves_whole(world: Dataset) -> None:
     batch = make_batch(world.seen, torch.arange(4), (16, 16), torch.Generator().manual_seed(0)).to("meta")
-    tensors = [batch.images, batch.concept, batch.indices]
+    tensors = [batch.images, batch.indices]
     tensors += [tensor for pair in batch.pairings for tensor in (pair.row, pair.caption_ids)]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert len(batch.texts) >= 4

@@ -176,7 +176,7 @@ CASES = {
     "Lorentz.proju": Case(with_half("proju"), projected, "xt"),
     "Lorentz.egrad2rgrad": Case(with_half("egrad2rgrad"), gradient_of, "xt"),
 }
-EXCEPT = {"project", "from_ambient", "arcosh", "arcosh1p", "tangent", "Lorentz"}
+EXCEPT = {"from_ambient", "arcosh", "arcosh1p", "tangent", "Lorentz"}
 """Functions without a degenerate argument (they copy, or take numbers), and what is no function."""
 
 

@@ -117,7 +117,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from riemann_unlearn.ops.cones import triton as cones_triton
 from riemann_unlearn.ops.contrastive import triton as contrastive_triton
-from riemann_unlearn.ops.launch import UNFUSED
 
 NUMBERS = "rows columns first_own inner a_row a_inner b_inner b_column out_row"
 KINDS = {"forget": "*i32", "ids": "*i64", **dict.fromkeys(NUMBERS.split(), "i32")}
@@ -131,7 +130,7 @@ def compiled(kernel, real, constants, config=None, fused=True, **kinds):
         for name in kernel.arg_names
     }
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages} if config else {}
-    options |= {} if fused else UNFUSED
+    options |= {} if fused else cones_triton.UNFUSED
     source, hopper = ASTSource(kernel, signature, constants), GPUTarget("cuda", 90, 32)
     made = triton.compile(source, target=hopper, options=options)
     assert made.asm["cubin"]

@@ -6,5 +6,9 @@ general come first, and a third party's, registered later, before all of ours.
 
 from riemann_unlearn.data.sources import shards, fashion_mnist, emoji  # noqa: I001
 from riemann_unlearn.data.sources.base import SOURCES, Source
+from riemann_unlearn.registry import import_files
 
 __all__ = ["SOURCES", "Source", "emoji", "fashion_mnist", "shards"]
+
+# A new file that registers itself needs no line here; it is asked before those above.
+import_files(__name__, __path__)

@@ -1,12 +1,9 @@
 """What can be asked of a model, one measure a file; a file put here is found by itself."""
 
-import importlib
-import pkgutil
-
 from riemann_unlearn.evaluation.measures.base import MEASURES, Measure
-
-# Each file registers its own; their order in tables is theirs to say (:attr:`Measure.order`).
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+from riemann_unlearn.registry import import_files
 
 __all__ = ["MEASURES", "Measure"]
+
+# Each file registers its own; their order in tables is theirs to say (:attr:`Measure.order`).
+import_files(__name__, __path__)

@@ -221,8 +221,3 @@ def number(value: float | None, digits: int) -> str:
 def interval(triple: Sequence[float]) -> str:
     """A value with its interval, such as "0.50 [0.41, 0.59]"."""
     return "{:.2f} [{:.2f}, {:.2f}]".format(*triple)
-
-
-def shots_text(n: int) -> str:
-    """A number of shots in words."""
-    return f"{n} shot" if n == 1 else f"{n} shots"

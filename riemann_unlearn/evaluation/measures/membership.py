@@ -39,7 +39,7 @@ from torch import Tensor
 from riemann_unlearn.data.augment import random_view
 from riemann_unlearn.evaluation.features import CHUNK, encode_images
 from riemann_unlearn.evaluation.measures.base import Measure, interval, missing, percent
-from riemann_unlearn.evaluation.measures.recovery import linear_probe
+from riemann_unlearn.evaluation.probes import linear_probe
 from riemann_unlearn.evaluation.subject import Part, Subject, evenly
 from riemann_unlearn.registry import register
 

@@ -22,24 +22,13 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.evaluation.features import nearest
-from riemann_unlearn.evaluation.measures.base import (
-    ROLE_COLOURS,
-    ROLE_NAMES,
-    Measure,
-    missing,
-    number,
-    percent,
-    share,
-    shots_text,
-)
+from riemann_unlearn.evaluation.measures.base import Measure, missing, number, percent, share
+from riemann_unlearn.evaluation.probes import SHOTS, fit_regression, linear_probe, shots_figure, shots_text
 from riemann_unlearn.evaluation.subject import Part, Subject
 from riemann_unlearn.registry import register
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-SHOTS = (1, 2, 4, 8, 16)
-"""Images of each forgotten class that an attacker has; as many of these as every class has images for."""
 
 Score = Callable[[Tensor], dict[str, float | None]]
 
@@ -162,46 +151,6 @@ class Recovery(Measure):
         return {"shots": shots, "recall": recalls}
 
 
-def linear_probe(features: Tensor, labels: Tensor, test: Tensor) -> Tensor:
-    """Probabilities, shape (M, classes), that a logistic regression fit on ``features`` gives ``test``.
-
-    On the CPU, where scikit-learn works.
-    """
-    regression, standardized = _regression(features, labels, test)
-    return torch.from_numpy(regression.predict_proba(standardized))
-
-
-def shots_figure(
-    title: str, curves: Mapping[str, tuple[list[int], list[float]]], chance: float | None
-) -> Figure:
-    """Shares in [0, 1] against the number of shots, which doubles from tick to tick.
-
-    Parameters
-    ----------
-    title : str
-    curves : mapping
-        By role, the numbers of shots and the share at each; 0 shots stand left of 1.
-    chance : float or None
-        Drawn as a line.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.5, 2.8), layout="constrained")
-    axes = figure.subplots()
-    # A tick for each number, at even steps: 0 has no place on a scale of doublings.
-    ticks = sorted({n for shots, _ in curves.values() for n in shots})
-    for role, (shots, shares) in curves.items():
-        places = [ticks.index(n) for n in shots]
-        axes.plot(places, shares, "o-", color=ROLE_COLOURS[role], label=ROLE_NAMES[role], markersize=4)
-    if chance is not None:
-        axes.axhline(chance, color="#c2410c", linestyle="--", linewidth=1, label="chance")
-    axes.set_xticks(range(len(ticks)), [str(n) for n in ticks])
-    axes.set(title=title, xlabel="shots", ylim=(-0.03, 1.03))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
 def _binary_probe(seen: Part, test: Part) -> dict[str, float | None]:
     """Of a probe that tells forgotten from retained; nothing where there is nothing to tell apart."""
     from sklearn.metrics import balanced_accuracy_score, roc_auc_score
@@ -210,22 +159,10 @@ def _binary_probe(seen: Part, test: Part) -> dict[str, float | None]:
     # One kind alone has no ROC curve, and a regression cannot be fit to it.
     if gone.all() or seen.forgotten.all():
         return {"roc_auc": None, "balanced_accuracy": None}
-    regression, standardized = _regression(
+    regression, standardized = fit_regression(
         seen.features, seen.forgotten, test.features, class_weight="balanced"
     )
     return {
         "roc_auc": float(roc_auc_score(gone, regression.decision_function(standardized))),
         "balanced_accuracy": float(balanced_accuracy_score(gone, regression.predict(standardized))),
     }
-
-
-def _regression(features: Tensor, labels: Tensor, test: Tensor, **options: Any) -> tuple[Any, Any]:
-    """A fitted regression, and ``test`` as it must be given."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(features.cpu())
-    # C = 0.1 with unit-variance features; the probe must not fail for want of iterations.
-    regression = LogisticRegression(C=0.1, max_iter=1000, tol=1e-3, **options)
-    regression.fit(scaler.transform(features.cpu()), labels.cpu().numpy())
-    return regression, scaler.transform(test.cpu())

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from riemann_unlearn.data.batch import Batch, make_batch
 from riemann_unlearn.evaluation.features import encode_captions, encode_images
-from riemann_unlearn.evaluation.measures.base import Measure, missing, percent, share, shots_text
-from riemann_unlearn.evaluation.measures.recovery import SHOTS, shots_figure
+from riemann_unlearn.evaluation.measures.base import Measure, missing, percent, share
+from riemann_unlearn.evaluation.probes import SHOTS, shots_figure, shots_text
 from riemann_unlearn.evaluation.subject import Part, Subject, evenly
 from riemann_unlearn.losses import ContrastiveLoss
 from riemann_unlearn.models import DualEncoder, evaluating
 from riemann_unlearn.registry import register
-from riemann_unlearn.training.driver import Callback, Driver
+from riemann_unlearn.training.driver import Callback, Driver, RandomBatches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -165,7 +165,7 @@ class Relearning(Measure):
             ).run()
 
 
-class _Shots:
+class _Shots(RandomBatches):
     """Batches of some of the shots, and as many retained pairs as there are to be."""
 
     def __init__(
@@ -183,14 +183,6 @@ class _Shots:
         rows = torch.cat([some, self.retained[drawn]])
         samples, model = self.subject.seen.samples, self.subject.model
         return make_batch(samples, rows, model.image_size, generator, fit=model.resize)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Of the generator."""
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Back to it."""
-        self.generator.set_state(state["generator"])
 
 
 class _Curve(Callback):

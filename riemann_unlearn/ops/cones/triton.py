@@ -13,13 +13,15 @@ interpreter too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from riemann_unlearn.ops.launch import UNFUSED
+UNFUSED: dict[str, Any] = {"enable_fp_fusion": False}
+"""An option of kernels that take differences: with x·a - y·b made one operation, equal rows would differ."""
 
 WIDEST = 1024
 """Of a vector, the most numbers that a program holds at a time."""

@@ -119,6 +119,7 @@ def contrastive(
     return Contrastive(*statistics[:5])
 
 
+# The arguments of :class:`Problem`, in its order.
 _PROBLEM = (
     "Tensor x, Tensor y, Tensor scale, Tensor c, Tensor? forget, Tensor? caption_ids, int offset, "
     "bool hyperbolic"
@@ -130,32 +131,14 @@ _PROBLEM = (
     mutates_args=(),
     schema=f"({_PROBLEM}) -> ({', '.join(['Tensor'] * len(Statistics._fields))})",
 )
-def _forward(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    c: Tensor,
-    forget: Tensor | None,
-    caption_ids: Tensor | None,
-    offset: int,
-    hyperbolic: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    problem = Problem(x, y, scale, c, forget, caption_ids, offset, hyperbolic)
-    with torch.autocast(x.device.type, enabled=False):
-        return tuple(implementation("contrastive", x).forward(problem))
+def _forward(*arguments: Any) -> tuple[Tensor, ...]:
+    problem = Problem(*arguments)
+    with torch.autocast(problem.x.device.type, enabled=False):
+        return tuple(implementation("contrastive", problem.x).forward(problem))
 
 
 @_forward.register_fake
-def _(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    c: Tensor,
-    forget: Tensor | None,
-    caption_ids: Tensor | None,
-    offset: int,
-    hyperbolic: bool,
-) -> tuple[Tensor, ...]:
+def _(x: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, ...]:
     n, m = x.shape[0], y.shape[0]
     shapes = ((n,), (n,), (m,), (), (), (most_tiles(n, m), 2), (n,), (n,), (m,))
     return tuple(x.new_empty(shape, dtype=torch.float64) for shape in shapes)
@@ -166,37 +149,17 @@ def _(
     mutates_args=(),
     schema=f"({_PROBLEM}, Tensor[] statistics, Tensor[] grads) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _backward(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    c: Tensor,
-    forget: Tensor | None,
-    caption_ids: Tensor | None,
-    offset: int,
-    hyperbolic: bool,
-    statistics: list[Tensor],
-    grads: list[Tensor],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    problem = Problem(x, y, scale, c, forget, caption_ids, offset, hyperbolic)
-    with torch.autocast(x.device.type, enabled=False):
-        return tuple(implementation("contrastive", x).backward(problem, Statistics(*statistics), grads))
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *parts, statistics, grads = arguments
+    problem = Problem(*parts)
+    with torch.autocast(problem.x.device.type, enabled=False):
+        backend = implementation("contrastive", problem.x)
+        return tuple(backend.backward(problem, Statistics(*statistics), grads))
 
 
 @_backward.register_fake
-def _(
-    x: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    c: Tensor,
-    forget: Tensor | None,
-    caption_ids: Tensor | None,
-    offset: int,
-    hyperbolic: bool,
-    statistics: list[Tensor],
-    grads: list[Tensor],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(y), torch.empty_like(scale), torch.empty_like(c)
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(map(torch.empty_like, arguments[:4]))  # x, y, τ and c
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

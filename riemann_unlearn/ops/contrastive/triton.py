@@ -28,7 +28,6 @@ import triton.language as tl
 from torch import Tensor
 
 from riemann_unlearn.ops.contrastive.layout import Gradients, Problem, Statistics, most_tiles
-from riemann_unlearn.ops.launch import launch
 from riemann_unlearn.ops.polar import Side, add_matched_gradient, matched_angles, matched_distances
 
 BAND = 1024
@@ -51,7 +50,7 @@ def forward(p: Problem) -> Statistics:
         by_row = product.new_empty(grid[1], len(product))
         by_column = product.new_empty(grid[0], len(p.y))
         totals = product.new_empty(2, *grid)
-        launch(
+        _launch(
             _reduce,
             grid,
             product,
@@ -101,7 +100,7 @@ def backward(p: Problem, statistics: Statistics, grads: Sequence[Tensor]) -> Gra
         grid = w.grid(product)
         totals = product.new_empty(grid)
         row_sums = statistics.rows[band].to(dtype), grad_rows[band].to(dtype)
-        launch(
+        _launch(
             _differentiate,
             grid,
             product,
@@ -192,6 +191,14 @@ class _Work:
         }
 
 
+def _launch(kernel: Any, grid: Any, *arguments: Any, **meta: Any) -> None:
+    """Run a kernel with the settings that are fastest here, or with its first where it must not be timed."""
+    if torch.are_deterministic_algorithms_enabled() or not arguments[0].is_cuda:
+        kernel.fn[grid](*arguments, **meta, **kernel.configs[0].all_kwargs())
+    else:
+        kernel[grid](*arguments, **meta)
+
+
 def _logsumexp(parts: Tensor) -> Tensor:
     """Over the first axis; -inf where all parts are."""
     top = parts.amax(0)
@@ -208,7 +215,7 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool = False) ->
     def grid(meta: dict[str, int]) -> tuple[int, int]:
         return triton.cdiv(rows, meta["M"]), triton.cdiv(columns, meta["N"])
 
-    launch(
+    _launch(
         _product, grid, a, b, out, rows, columns, inner, *a.stride(), *b.stride(), out.stride(0),
         ACCUMULATE=accumulate, PRECISION=_PRECISION[torch.get_float32_matmul_precision()],
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from riemann_unlearn.registry import register
+from riemann_unlearn.registry import import_files, register
 from riemann_unlearn.unlearning.methods.ac import AC
 from riemann_unlearn.unlearning.methods.base import (
     METHODS,
@@ -59,3 +59,6 @@ for method in (
     Retrain,
 ):
     register(method)
+
+# A new file that registers itself needs no line here.
+import_files(__name__, __path__)

@@ -22,7 +22,6 @@ outside this package is one like any other::
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -32,7 +31,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from riemann_unlearn.models import DualEncoder
-from riemann_unlearn.registry import Registry
+from riemann_unlearn.registry import Registry, did_you_mean
 from riemann_unlearn.unlearning.problem import Problem, Step
 
 METHODS: Registry[type[Method] | Method] = Registry("method", home="riemann_unlearn.unlearning.methods")
@@ -166,8 +165,7 @@ def create_method(method: str | type[Method] | Method, settings: Mapping[str, An
         )
     known = [setting.name for setting in fields(entry)]
     if unknown := sorted(set(settings) - set(known)):
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(unknown[0], known)
         raise ValueError(f"{entry.name} has no setting {unknown[0]!r}; {hint}It has: {', '.join(known)}")
     needed = [f.name for f in fields(entry) if f.default is MISSING and f.default_factory is MISSING]
     if missing := [name for name in needed if name not in settings]:
