@@ -1,6 +1,7 @@
 """YAML as it looks: plain words are read by YAML 1.2, and no key stands twice.
 
 PyYAML follows YAML 1.1, where ``4e-4`` is a text, ``010`` is eight, ``1:30`` is ninety and ``no`` is false.
+Of YAML 1.1's numbers, those that look like no other are read too: ``1_000``, ``0x1F`` and ``0b11``.
 It is imported where it is used: the command line asks for it only when there is a file to read.
 """
 
@@ -15,7 +16,8 @@ from typing import Any
 def read_yaml(path: str | Path) -> Any:
     """What a YAML file says; None for an empty one.
 
-    Plain words are read by YAML 1.2: ``4e-4`` is a number, ``no`` and ``2026-01-01`` are texts.
+    Plain words are read by YAML 1.2: ``4e-4`` is a number, ``no`` and ``2026-01-01`` are texts. So are the
+    numbers of YAML 1.1 that look like no other, such as ``1_000``.
 
     Raises
     ------
@@ -60,10 +62,15 @@ def _resolvers() -> dict[Any, Any]:
     for tag, pattern, first in (
         ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
         ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-        ("int", r"[-+]?[0-9]+", "-+0123456789"),
+        (
+            "int",
+            r"[-+]?([0-9][0-9_]*|0x[0-9a-fA-F_]*[0-9a-fA-F]|0o[0-7_]*[0-7]|0b[01_]*[01])",
+            "-+0123456789",
+        ),
         (
             "float",
-            r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+            r"[-+]?(\.[0-9][0-9_]*|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?"
+            r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
             "-+0123456789.",
         ),
         ("merge", r"<<", "<"),
@@ -90,6 +97,11 @@ def _loader() -> Any:
             return dict(super().construct_mapping(node, deep))
 
     Loader.yaml_implicit_resolvers = _resolvers()
-    # 010 is ten, as it looks: PyYAML's own constructor takes it as octal.
-    Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+    Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: _integer(node.value))
     return Loader
+
+
+def _integer(word: str) -> int:
+    """A whole number as it looks: 010 is ten, which PyYAML's own constructor takes as octal."""
+    word = word.replace("_", "")
+    return int(word, 0 if word.lstrip("+-")[:2] in ("0x", "0o", "0b") else 10)

@@ -548,6 +548,20 @@ def test_an_evaluation_that_cannot_be_made(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["run", "evaluate"])
+def test_a_file_of_torch_save_is_no_model(
+    command: str, world_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(make_model("MERU").state_dict(), tmp_path / "model.pt")
+    asked = [command, "--model", str(tmp_path / "model.pt"), "--data", str(world_path), "--forget", "owl"]
+    assert main([*asked, *(["--output", str(tmp_path / "run")] if command == "run" else [])]) == 2
+    said = capsys.readouterr().err
+    assert "model.pt looks like a file of torch.save, which is never opened here" in said
+    assert "save_model" in said  # and what to do
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_evaluation_is_printed_even_where_it_cannot_be_written(
     model_path: Path,
     world_path: Path,

@@ -106,7 +106,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_numbers_and_words_are_read_as_they_look(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(
-        b"\xef\xbb\xbfforget: [no, on, 2026-01-01, '7', 1_000]\nseed: 010\nsaliency: 5e-1\n"
+        b"\xef\xbb\xbfforget: [no, on, 2026-01-01, '7', '1_000']\nseed: 010\nsaliency: 5e-1\n"
         b"settings: {learning_rate: 4e-4, a: 1E3, b: +.5, c: 1., d: -2, e: true, f: ~}\n"
     )
     config = RunConfig.read_yaml(path)
@@ -122,6 +122,12 @@ def test_numbers_and_words_are_read_as_they_look(tmp_path: Path) -> None:
         "f": None,
     }
     assert read_yaml(path)["saliency"] == 0.5
+
+
+def test_numbers_of_older_yaml_that_look_like_no_other_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("[1_000, -0x1F, 0b11, 0o17, 1_0.5, 0_1e-2, 1:30, 0x, _1, 09]")
+    assert read_yaml(path) == [1000, -31, 3, 15, 10.5, 0.01, "1:30", "0x", "_1", 9]
 
 
 def test_a_file_may_refer_to_itself(tmp_path: Path) -> None:

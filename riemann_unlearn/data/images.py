@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 EXTENSIONS = ("webp", "png", "jpg", "jpeg", "gif", "bmp", "ppm", "pgm", "pbm")
@@ -63,6 +63,8 @@ def decode(encoded: bytes) -> Tensor:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             pixels = _opaque(image)
             turn = _TURNS.get(_orientation(image))
+    except UnidentifiedImageError as error:  # its own words are of a buffer at some address
+        raise UnreadableImageError(f"it is none of {', '.join(FORMATS)}, or its header is broken") from error
     except Exception as error:
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
     if turn is not None:

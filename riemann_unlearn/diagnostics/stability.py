@@ -181,7 +181,7 @@ def audit(
     Raises
     ------
     ValueError
-        For an unknown operation or chart, or radii that are not positive.
+        For an unknown operation or chart, and for radii or a curvature that are not positive.
 
     Examples
     --------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,8 @@ def as_subject(
     Raises
     ------
     ValueError
-        When it is not known how the manifold stores its points, or it has none of the operations.
+        When it is not known how the manifold stores its points, it has none of the operations, or its
+        curvature is not that of a hyperbolic space.
     """
     chart = chart or _chart_of(manifold) or getattr(manifold, "chart", None)
     if chart not in CHART_NAMES:
@@ -69,6 +71,8 @@ def as_subject(
         c = 1 / float(manifold.k)
     elif hasattr(manifold, "c"):
         c = float(manifold.c() if callable(manifold.c) else manifold.c)
+    if not 0 < c < math.inf:  # the exact results divide by it; also what the dtype has rounded to 0
+        raise ValueError(f"c, the curvature magnitude, must be positive and finite; in {dtype} it is {c}")
     functions = {}
     for operation in OPERATIONS.values():
         function = _function(manifold, operation.name)

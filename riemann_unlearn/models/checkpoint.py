@@ -248,6 +248,35 @@ def save_model(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.fl
     atomic_write(path, save(tensors, {"config": json.dumps(inner.config, sort_keys=True)}))
 
 
+def check_saveable(model: nn.Module) -> None:
+    """Refuse a model whose weights are not those of its configuration: :func:`load` could not read it back.
+
+    Raises
+    ------
+    ValueError
+        For a model with parametrizations, adapters or masks of pruning on its layers.
+    """
+    inner = unwrap(model)
+    family = FAMILIES.get(inner.config["architecture"])
+    if family is None:
+        return  # nobody but its author knows how it is built
+    config = inner.config
+    arguments = (config["model_cfg"], inner.tokenizer, config.get("preprocess_cfg"), config.get("space"))
+    shapes = {
+        name: tuple(value.shape) for name, value in state_of(inner).items() if not name.endswith(_COUNTER)
+    }
+    try:
+        check_sizes(config["model_cfg"], shapes.values())  # a configuration of a million layers is not built
+        with torch.device("meta"):
+            skeleton = family(*arguments)
+        _compare(skeleton, shapes)
+    except ValueError as error:
+        raise ValueError(
+            f"the model cannot be saved: {error}. Take what was added to its layers off again, as "
+            "torch.nn.utils.parametrize.remove_parametrizations does"
+        ) from None
+
+
 def make_tokenizer(text_cfg: Mapping[str, Any], folder: Path | None) -> tuple[SimpleTokenizer, Path | None]:
     """The byte-pair tokenizer of a ``text_cfg``, and its file where it is neither open_clip's nor bundled.
 

@@ -22,7 +22,7 @@ from riemann_unlearn.data import load as load_data
 from riemann_unlearn.evaluation import chance, evaluate
 from riemann_unlearn.models import DualEncoder, list_models, save_model, state_of, unwrap
 from riemann_unlearn.models import load as load_model
-from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
+from riemann_unlearn.models.checkpoint import WEIGHTS_NAME, check_saveable
 from riemann_unlearn.optim import RiemannianAdam
 from riemann_unlearn.registry import did_you_mean
 from riemann_unlearn.runs import METRICS_NAME, Clock, RunDirectory, Stateful, Unused, check_free
@@ -101,7 +101,8 @@ def unlearn(
         For an option that there is not.
     ValueError
         Before any work, and before anything is written: for an unknown concept, model, method or setting, for
-        nothing or everything to forget, for a method that does not fit the model, for an unusable ``output``.
+        nothing or everything to forget, for a method that does not fit the model, for an unusable ``output``
+        or a model that could not be saved there.
     RuntimeError
         When the loss stops being finite.
     Interrupted
@@ -151,7 +152,9 @@ def unlearn(
         raise ValueError(f"method {rules.name!r} cannot be used: {reason}")
     if directory is not None:
         _check_same(directory, config)
-    elif output is not None:  # all that can be refused has been refused
+    elif output is not None:
+        check_saveable(encoder)
+        # all that can be refused has been refused
         directory = RunDirectory.claim(output, config.to_mapping())
 
     run = _Run(problem, rules, config, directory)
@@ -313,6 +316,9 @@ class _Weights:
         own = state_of(self.model)
         if own.keys() != state.keys():
             raise ValueError(f"it holds other weights: {sorted(own.keys() ^ state.keys())[:3]}")
+        for name, value in own.items():
+            if value.shape != state[name].shape:  # copying would stretch a 1 over the whole axis
+                raise ValueError(f"its {name} has shape {tuple(state[name].shape)}, not {tuple(value.shape)}")
         for name, value in own.items():
             value.copy_(state[name])
 

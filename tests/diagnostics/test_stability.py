@@ -89,6 +89,11 @@ def test_bad_arguments_are_refused() -> None:
         audit(operations=["cdist"])
     with pytest.raises(ValueError, match="radii must be positive"):
         audit(radii=[0.0])
+    for c in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="c, the curvature magnitude, must be positive and finite"):
+            audit(geometry, c=c)
+    with pytest.raises(ValueError, match=r"in torch\.float32 it is 0\.0"):  # as float32 has it
+        audit(geometry, c=1e-60, dtype=torch.float32)
     for target in ("riemann_unlearn:Nothing", "no.such.module", "/no/such/file.py"):
         with pytest.raises(ValueError, match="cannot load the manifold"):
             find(target)

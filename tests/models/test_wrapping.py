@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+import riemann_unlearn as ru
 from riemann_unlearn import models
+from riemann_unlearn.data import Dataset
 from riemann_unlearn.models import DualEncoder
+from riemann_unlearn.models.checkpoint import check_saveable
 from tests.conftest import make_model
 
 
@@ -76,6 +79,20 @@ def test_a_copy_of_a_compiled_model_is_a_model(model: DualEncoder, tmp_path: Pat
     assert torch.allclose(features(other), want)
     models.save_model(other, tmp_path / "model.safetensors")
     assert torch.equal(features(models.load(tmp_path)), want)
+
+
+def test_a_run_that_could_not_be_read_back_is_not_begun(
+    meru: DualEncoder, world: Dataset, tmp_path: Path
+) -> None:
+    nn.utils.parametrizations.weight_norm(meru.visual.conv1)
+    with pytest.raises(ValueError, match=r"cannot be saved: .* missing \['visual\.conv1\.weight'\]"):
+        check_saveable(meru)
+    with pytest.raises(ValueError, match=r"Take what was added to its layers off again"):
+        ru.unlearn(meru, world, forget="food-fruit", output=tmp_path / "run", progress=False)
+    assert not list(tmp_path.iterdir())
+    nn.utils.parametrize.remove_parametrizations(meru.visual.conv1, "weight")
+    models.save_model(meru, tmp_path / "m.safetensors")
+    assert torch.allclose(features(models.load(tmp_path / "m.safetensors")), features(meru))
 
 
 def test_tied_and_strided_weights_are_saved(tmp_path: Path) -> None:

@@ -279,6 +279,12 @@ class TestGoingOn:
         with pytest.raises(ValueError, match="it does not fit this run"):
             forget(make_model("MERU"), world, method="tilt", output=tmp_path / "MERU", resume=True)
 
+    def test_weights_of_another_shape_are_not_stretched_to_fit(self) -> None:
+        weights = api._Weights(make_model("MERU"))
+        name, state = "visual.ln_post.weight", weights.state_dict()
+        with pytest.raises(ValueError, match=rf"its {name} has shape \(1,\), not \(32,\)"):
+            weights.load_state_dict({**state, name: state[name][:1]})
+
     def test_a_full_disk_is_said_with_what_is_safe(
         self, world: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

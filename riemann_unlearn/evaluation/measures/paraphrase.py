@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from riemann_unlearn.data import Selection, Taxonomy
+import torch
+
+from riemann_unlearn.data import Concept, Selection, Taxonomy
 from riemann_unlearn.data.captions import keyword_caption
 from riemann_unlearn.evaluation.features import encode_captions, ranks
 from riemann_unlearn.evaluation.measures.base import Measure, percent, share
@@ -45,6 +47,8 @@ class Paraphrase(Measure):
         concepts = subject.taxonomy.concepts
         if not any(concept.keywords for concept in concepts):
             return "the concepts have no keywords"
+        if not any(_described(concept) for concept in concepts):
+            return "the concepts have no keywords but their names"
         if all(concept.keywords == concepts[0].keywords for concept in concepts):
             return "all concepts have the same keywords"
         return None
@@ -57,7 +61,8 @@ class Paraphrase(Measure):
         """``forget`` and ``retain``: recall@1; ``ties``: for each the share of images whose description ties.
 
         It ties when its tokens, or its features, are those of another concept's. Recall is None for a group
-        in which the tokens of all do: no model could find any, and 0 would pass for forgetting.
+        in which the tokens of all do: no model could find any, and 0 would pass for forgetting. So it is for
+        a group of which no concept is described but by its name: that is recall@1 by names again.
         """
         part = subject.seen
         texts = [keyword_caption(concept, concept.keywords) for concept in subject.taxonomy.concepts]
@@ -65,9 +70,11 @@ class Paraphrase(Measure):
         hits = ranks(subject.space, part.features, captions.features, part.concept) < 1
         # Shared ones are the data's doing, the other ties the model's: only the former excuse an error.
         shared, ties = captions.shared[part.concept], captions.tied[part.concept]
+        own = torch.tensor([_described(concept) for concept in subject.taxonomy.concepts])
+        asked = ~shared & own.to(part.concept.device)[part.concept]
         groups = {"forget": part.forgotten, "retain": ~part.forgotten}
         return {
-            **{group: None if shared[mask].all() else share(hits[mask]) for group, mask in groups.items()},
+            **{group: share(hits[mask]) if asked[mask].any() else None for group, mask in groups.items()},
             "ties": {group: share(ties[mask]) for group, mask in groups.items()},
         }
 
@@ -78,3 +85,8 @@ class Paraphrase(Measure):
             **{group: percent(value[group]) for group in groups},
             **{f"{group}: described as another is": percent(value["ties"][group]) for group in groups},
         }
+
+
+def _described(concept: Concept) -> bool:
+    """Whether its keywords say something else than its name does."""
+    return keyword_caption(concept, concept.keywords) != concept.name

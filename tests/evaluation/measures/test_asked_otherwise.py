@@ -100,3 +100,20 @@ def test_without_keywords_recall_is_not_repeated_under_another_name() -> None:
         assert "paraphrase" not in got["audit"]
         assert "paraphrase" not in got["on"]
         assert reason in got["unmet"]["paraphrase"]
+
+
+def test_a_name_for_a_keyword_is_no_other_way_to_ask(meru: DualEncoder) -> None:
+    def asked(*keywords: tuple[str, ...]) -> tuple[dict[str, float | None], str | None]:
+        names = ("owl", "duck", "rose")
+        concepts = [
+            Concept(name, name, words) for name, words in zip(names, (*keywords, (), ()), strict=False)
+        ]
+        report = evaluate(meru, dataset(concepts), forget="owl")
+        return report["audit"].get("paraphrase", {}), report["unmet"].get("paraphrase")
+
+    assert asked(("owl",), ("duck",), ("rose",)) == ({}, "the concepts have no keywords but their names")
+    # Of the forgotten nothing else is known than its name: recall@1 by names says all there is to say.
+    value, reason = asked((), ("bird",), ("flower",))
+    assert reason is None
+    assert value["forget"] is None
+    assert value["retain"] is not None
