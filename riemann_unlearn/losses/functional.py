@@ -158,13 +158,13 @@ def norm_regularization(radii: Sequence[Tensor], forget: Tensor, target: str | f
     """
     if isinstance(target, str) and target not in ("retain", "origin"):
         raise ValueError(f"target must be 'retain', 'origin' or a number, got {target!r}")
-    held = forget & (~forget).any() if target == "retain" else forget
-    total = radii[0].new_zeros(())
-    for radius in radii:
-        if target == "retain":
-            # Without the detach the term would be made small by moving the retained instead.
-            off = radius - mean_over(radius, ~forget).detach()
-        else:
-            off = radius if isinstance(target, str) else radius - target
-        total = total + mean_over(off.square(), held)
-    return total / len(radii)
+    off, held = torch.stack(tuple(radii)), forget
+    if target == "retain":
+        retain = ~forget
+        held = forget & retain.any()
+        mean = torch.where(retain, off, 0.0).sum(-1, keepdim=True) / retain.sum().clamp(min=1)
+        # Without the detach the term would be made small by moving the retained instead.
+        off = off - mean.detach()
+    elif not isinstance(target, str):
+        off = off - target
+    return mean_over(off.square().mean(0), held)

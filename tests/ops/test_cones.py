@@ -13,6 +13,13 @@ from tests.ops.dispatch import force
 from tests.ops.test_contrastive import B, D, batch, directions, error, gradients, leaves
 
 
+@pytest.fixture(params=["numba", "vectors"], autouse=True)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled loops, or torch."""
+    if request.param == "vectors":
+        force(monkeypatch, cones="vectors")
+
+
 def total(found: Cones) -> Tensor:
     weights = torch.linspace(1, 2, B).double()
     hinges = found.outside.clamp(min=0) - 0.5 * (-found.outside).clamp(min=0)

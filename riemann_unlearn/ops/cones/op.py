@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.geometry.precision import Curvature, widen
-from riemann_unlearn.ops.backend import Backend, as_scalar, derivatives, has_triton, implementation
+from riemann_unlearn.ops.backend import Backend, as_scalar, derivatives, has_numba, has_triton, implementation
 from riemann_unlearn.ops.cones.definition import Cones, reference
 from riemann_unlearn.registry import register
 
@@ -35,6 +35,12 @@ _HOME = "riemann_unlearn.ops.cones."
 register(Backend("cones", "reference", _HOME + "definition", derivatives=2))
 # Anything that has float64; numba's passes over the features, where they are, are in ``polar``.
 register(Backend("cones", "vectors", _HOME + "vectors", devices=("cpu", "cuda"), derivatives=1))
+register(
+    Backend(
+        "cones", "numba", _HOME + "numba",
+        devices=("cpu",), dtypes=(torch.float32,), derivatives=1, available=has_numba,
+    )
+)  # fmt: skip
 register(
     Backend(
         "cones", "triton", _HOME + "triton",
