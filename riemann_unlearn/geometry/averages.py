@@ -48,6 +48,7 @@ def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: Curvature) -> Tensor:
     """
     framed = point_frame(c, x, y)
     a, b = framed.wide()
+    # Between the points each share is at most 1; far out it is found without its two sinhs.
     d = tri.side(points_triangle(framed))
     part = torch.as_tensor(t, dtype=d.dtype, device=d.device)
     first, second = _share(1 - part, d)[..., None], _share(part, d)[..., None]
@@ -77,6 +78,7 @@ def midpoint(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     """
     framed = point_frame(c, x, y)
     a, b = framed.wide()
+    # 1/(2 cosh(D/2)) = e^(-D/2)/(1 + e^-D), which does not overflow.
     near = torch.exp(-tri.side(points_triangle(framed)) / 2)
     return within(framed.vector_back((a + b) * (near / (1 + near * near))[..., None]), framed.data)
 
@@ -112,6 +114,7 @@ def centroid(x: Tensor, c: Curvature, weights: Tensor | None = None) -> Tensor:
     (flat,), root = framed.wide(), framed.root
     a = flat.unflatten(-1, x.shape[-2:])  # type: ignore[no-untyped-call]
     w = torch.ones_like(a[..., 0]) if weights is None else weights.to(a)
+    # Only ratios matter; with weights that add up to 1 the sums below are no larger than the points.
     w = w / w.sum(-1, keepdim=True)
     times = torch.hypot(span(a), 1 / root[..., None])
     mean = dot(w[..., None, :], a.mT)
@@ -121,9 +124,12 @@ def centroid(x: Tensor, c: Curvature, weights: Tensor | None = None) -> Tensor:
     along = dot(a, axis)
     across = span(a - along[..., None] * axis)
     ahead = along > 0
+    # t - p = (t² - p²)/(t + p) and t² = 1/c + |x|², so that t² - p² is 1/c and the square of the part across.
+    # A point behind, with p < 0, is added as it is.
     near = (root[..., None] ** -2 + across.square()) / (times + torch.where(ahead, along, 0.0))
     below = dot(w, torch.where(ahead, near, times - along))
     above = dot(w, times) + size
+    # Two roots rather than the root of a product, which far points would take out of the dtype.
     centre = mean / (root * torch.sqrt(below) * torch.sqrt(above))[..., None]
     return within(framed.vector_back(centre), framed.data)
 
@@ -134,5 +140,6 @@ def _share(t: Tensor, d: Tensor) -> Tensor:
     short, long = torch.where(near, d, 0.0), torch.where(near, 1.0, d)
     # Between near points by series: the derivative of the quotient is a difference of terms of size 1/d.
     small = t * sinhc(t.abs() * short) / sinhc(short)
+    # e^((t-1)d)·(1 - e^(-2td))/(1 - e^(-2d)): no exponent is positive for t in [0, 1].
     large = torch.exp((t - 1) * long) * (torch.expm1(-2 * t * long) / torch.expm1(-2 * long))
     return torch.where(near, small, large)

@@ -80,8 +80,12 @@ def _frame(c: Curvature, vectors: tuple[Tensor, ...], unit: Tensor | None, reach
     root, data = working_root(c, vectors[0]), result_dtype(*vectors)
     if unit is None:
         return Frame(vectors, root, 1 / root, None, data)
+    # The value of √c is kept, its gradient is cut.
     root = torch.where(unit > FARTHEST, root.detach(), root)
+    # Only small rows have a unit of their own. Large ones are held by `reach`, where products need it.
     unit = unit.clamp(max=1)
+    # 2^-170 for float64. Curvature changes lengths by (√c·length)² relatively, here 2^-340, which no rounding
+    # sees: √c in the frame may be held there. A curvature radius is then 1/least units, whatever c is.
     least = 1 / range_root(root.dtype, 6)
     far = root * unit
     radius = torch.where(far < least, unit / least, 1 / root)
@@ -93,8 +97,12 @@ def _framed(v: Tensor, root: Tensor, unit: Tensor, least: float, reach: float | 
     wide = v.to(working_dtype(v))
     own = power_of_two(largest(wide)).clamp(min=least**5)  # which has an inverse
     inverse = (1 / unit)[..., None]
+    # All vectors of a row have one unit; one shorter than `least` in it is lifted to that,
+    # keeping its direction.
     factor = torch.maximum(inverse, least / own)
     if reach is not None:
+        # In curvature radii, by the power of two near √c, so that nothing is rounded.
         factor = torch.minimum(factor, reach / own / power_of_two(root.detach())[..., None])
     shape = torch.broadcast_shapes(wide.shape, factor.shape)  # type: ignore[no-untyped-call]
+    # The slope is that of the unit also where the length is held, so gradients keep their scale.
     return scaled(wide.expand(shape), factor, inverse)

@@ -127,6 +127,8 @@ def expmap(x: Tensor, u: Tensor, c: Curvature) -> Tensor:
     tangent_length, largest = _tangent_length(a, b, framed.root)
     n = framed.root * tangent_length
     # Past the end of the dtype the length is held, for the two terms may have opposite signs.
+    # e^n times the largest coordinate has to fit, so its logarithm is taken from the farthest n. The longest
+    # vectors leave no room, and are moved by at most 1.
     room = farthest(n.dtype) - torch.log1p(framed.back(largest))
     n = torch.minimum(n, room.clamp(min=1))[..., None]
     moved = a + 2 * torch.sinh(n / 2).square() * a + sinhc(n) * b
@@ -159,6 +161,8 @@ def logmap(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     framed = point_frame(c, x, y)
     a, b = framed.wide()
     d = tri.side(points_triangle(framed))[..., None]
+    # D/sinh D·(y - cosh D·x) with cosh D = 1 + (cosh D - 1) and (cosh D - 1)/sinh D = tanh(D/2): near points
+    # are subtracted as they are stored, and nothing else cancels.
     u = (b - a) / sinhc(d) - d * torch.tanh(d / 2) * a
     return within(framed.vector_back(u), framed.data)
 
@@ -190,6 +194,8 @@ def parallel_transport(x: Tensor, y: Tensor, u: Tensor, c: Curvature) -> Tensor:
     framed, vector = point_frame(c, x, y), point_frame(c, u)
     (a, b), (w,), root = framed.wide(), vector.wide(), framed.root
     near = _radius(a, root) < _NEAR
+    # Either is computed for all rows, with other numbers put in where the other one is taken, so that
+    # no derivative there is infinite or NaN.
     factor = torch.where(near, _near_factor(a, b, w, root, near), _far_factor(framed, w, near))
     moved = vector.vector_back(w + factor[..., None] * (a + b))
     return within(moved, result_dtype(x, y, u))
@@ -223,6 +229,7 @@ def parallel_transport0(y: Tensor, u: Tensor, c: Curvature) -> Tensor:
     (a,), (w,), root = framed.wide(), vector.wide(), framed.root
     time = _time(_radius(a, root))
     # (cosh r - 1)·(w·ŷ)·ŷ, with the lengths of y cancelled: the origin has no direction.
+    # By (cosh r - 1)(cosh r + 1) = c|y|² that is c(w·y)/(1 + cosh r)·y.
     grown = root * (root * dot(w, a) / (1 + time))
     return within(vector.vector_back(w + grown[..., None] * a), result_dtype(y, u))
 
@@ -259,6 +266,7 @@ def parallel_transport0back(x: Tensor, u: Tensor, c: Curvature) -> Tensor:
     p = _parts(a, w, near)
     # Far out what u has along x nearly vanishes, and must not be a difference of what it has.
     far = p.across + (p.along / time)[..., None] * p.axis
+    # (1 - 1/cosh r)(w·x̂)·x̂ by the same identity: c(w·x)/(cosh r (1 + cosh r))·x.
     shrunk = root * (root * dot(w, a) / (time * (1 + time)))
     moved = torch.where(near[..., None], w - shrunk[..., None] * a, far)
     return within(vector.vector_back(moved), result_dtype(x, u))
@@ -295,6 +303,7 @@ def inner(x: Tensor, u: Tensor, v: Tensor, c: Curvature) -> Tensor:
     near, time = radius < _NEAR, _time(radius)
     p, q = _parts(a, w, near), _parts(a, z, near)
     far = dot(p.across, q.across) + (p.along / time) * (q.along / time)
+    # u·v - u_t v_t with u_t = x·u/x_t and x_t = cosh r/√c. It asks for no direction of x.
     close = dot(w, z) - (root * dot(a, w) / time) * (root * dot(a, z) / time)
     return within(first.back(second.back(torch.where(near, close, far))), result_dtype(x, u, v))
 
@@ -358,6 +367,8 @@ def _far_factor(framed: Frame, w: Tensor, near: Tensor) -> Tensor:
     far1, far2 = t.r1.clamp(max=_FAR), t.r2.clamp(max=_FAR)
     bend = (torch.sinh(far2) * t.half_sine / scale) * (torch.cosh(far1) * t.half_sine / scale)
     offset = -2 * (radial_offset + bend)
+    # p.across is orthogonal to the axis only up to rounding, and what y has along it can be much longer than
+    # what it has across: the former is taken off first.
     across = dot(b - dot(b, p.axis)[..., None] * p.axis, p.across)
     along = root * p.along / _time(_radius(a, root))
     return (along * offset + root * (root * across / scale) / scale) / 2
@@ -373,13 +384,16 @@ def _tangent_length(x: Tensor, u: Tensor, root: Tensor) -> tuple[Tensor, Tensor]
     near = root * size < _NEAR
     time = _time(root * size)
     whole = span(u)
+    # A bound chooses where to hold; nothing should flow through it.
     bound = (size + whole).detach()
     rise = root * dot(x, u) / time
+    # The root has no derivative at 0, so a zero vector is taken for one of length 1 until the end.
     some = near & (whole > 0)
     whole, rise = torch.where(some, whole, 1.0), torch.where(some, rise, 0.0)
     close = torch.sqrt((whole - rise) * (whole + rise))
     p = _parts(x, u, near)
     across, ratio = span(p.across), p.along / time
     shape = (across + ratio).shape
+    # The length of the pair by span, for torch.hypot has a NaN gradient at (0, 0).
     parts = span(torch.stack([across.expand(shape), ratio.expand(shape)], -1))
     return torch.where(near, torch.where(some, close, 0.0), parts), bound

@@ -44,6 +44,7 @@ def pairwise(
     framed = frame(c, a.flatten(-2), b.flatten(-2))  # one unit for all rows
     one = framed.vectors[0].unflatten(-1, a.shape[-2:])  # type: ignore[no-untyped-call]
     other = framed.vectors[1].unflatten(-1, b.shape[-2:])  # type: ignore[no-untyped-call]
+    # Unit vectors, for their product has an absolute error near ε whatever the lengths are.
     (r1, u1), (r2, u2) = _polar(one, framed.root, radius), _polar(other, framed.root, radius)
     side = pairwise_side(r1, u1, r2, u2)
     d = within(side * framed.curvature_radius[..., None, None], dtype)
@@ -52,9 +53,11 @@ def pairwise(
     if fix_near == "all":
         # To a quarter of a unit in the last place of a float32 result.
         tolerance = max(torch.finfo(dtype).eps / 4, 32 * torch.finfo(side.dtype).eps)
+        # A float64 result cannot ask for that, its own rounding being larger: it gets 32 ε.
         near = is_unresolved(r1.detach(), r2.detach(), side.detach(), tolerance).nonzero(as_tuple=True)
         *batch, i, j = near
         a, b = (x.expand(*d.shape[:-2], *x.shape[-2:]) for x in (a, b))
+        # Put in place of the old entries, so that their gradients, which are as wrong, are dropped with them.
         return d.index_put(near, dist(a[(*batch, i)], b[(*batch, j)], c).to(dtype))
     return d
 
@@ -68,5 +71,6 @@ def _polar(x: Tensor, root: Tensor, radius: Callable[[Tensor], Tensor]) -> tuple
     wide = working(x)
     norm = wide_length(wide)
     norm = torch.where(norm == 0, 1e-30, norm)
+    # A quarter of the largest number: the sum of two radii is finite.
     r = radius(root[..., None] * norm).clamp(max=torch.finfo(wide.dtype).max / 4)
     return r, wide / norm[..., None]

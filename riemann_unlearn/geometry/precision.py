@@ -53,6 +53,7 @@ def result_dtype(*tensors: Tensor) -> torch.dtype:
 
 def working_dtype(v: Tensor) -> torch.dtype:
     """The dtype the elementwise functions compute in on the device of ``v``."""
+    # For its TypeError alone: the dtype computed in does not depend on that of v.
     result_dtype(v)
     return torch.float32 if v.device.type == "mps" else torch.float64
 
@@ -79,6 +80,8 @@ def wide_length(v: Tensor) -> Tensor:
     unit = row_unit(v)
     if unit is None:
         return span(v)
+    # Over its unit no row over- or underflows when it is squared. The length of a row of the largest numbers
+    # may still not fit: it is held. A row with an infinite number is NaN already, which clamp lets through.
     inverse = (1 / unit)[..., None]
     size = scaled(span(scaled(v, inverse)), unit)
     return size.clamp(max=torch.finfo(size.dtype).max)
@@ -92,6 +95,7 @@ def span(v: Tensor) -> Tensor:
 
 def largest(v: Tensor) -> Tensor:
     """The largest absolute component, shape (..., 1), without gradient."""
+    # amax refuses an axis without elements.
     if v.shape[-1] == 0:
         return v.new_zeros(*v.shape[:-1], 1)
     return v.detach().abs().amax(-1, keepdim=True)
@@ -100,6 +104,7 @@ def largest(v: Tensor) -> Tensor:
 def power_of_two(m: Tensor) -> Tensor:
     """The power of two in (m/2, m], by which dividing is exact; 1 for 0."""
     positive = m > 0
+    # m = mantissa·2^e with the mantissa in [1/2, 1): the quotient below is 2^(e-1), without rounding.
     mantissa, _ = torch.frexp(m)
     return torch.where(positive, m / torch.where(positive, 2 * mantissa, 1.0), 1.0)
 
@@ -117,6 +122,7 @@ def sqrt_c(c: Curvature, like: Tensor) -> Tensor:
     if isinstance(c, Tensor):
         c = c.to(like.device)
         return (c if c.dtype == like.dtype else cast(Tensor, apply(_Widen, c, like.dtype))).sqrt()
+    # A bool is an int to Python, but no curvature.
     if not isinstance(c, (int, float)) or isinstance(c, bool):
         raise TypeError(f"the curvature magnitude c must be a number or a Tensor, got {c!r}")
     if not 0 < c < math.inf:
@@ -136,11 +142,13 @@ def row_unit(*vectors: Tensor) -> Tensor | None:
     an inverse, so that subnormal numbers are not lifted all the way.
     """
     data, wide = result_dtype(*vectors), working_dtype(vectors[0])
+    # The square of the largest float32 number is 1e77, of 1e308 that float64 holds.
     if torch.finfo(data).max < math.sqrt(torch.finfo(wide).max):
         return None
     size = largest(vectors[0].to(wide))
     for other in vectors[1:]:
         size = torch.maximum(size, largest(other.to(wide)))
+    # 2^1000 for float64: within 2^±1000 a power of two and its inverse are both normal numbers.
     end = 2.0 ** math.floor(math.log2(torch.finfo(wide).max) - 24)
     return power_of_two(size[..., 0]).clamp(1 / end, end)
 
@@ -153,6 +161,7 @@ def range_root(dtype: torch.dtype, degree: int) -> float:
 def in_range(v: Tensor, data: torch.dtype) -> tuple[Tensor, Tensor | float]:
     """``v``, numbers of dtype ``data``, in the working dtype; over a power of two where a square needs it."""
     wide = v.to(working_dtype(v))
+    # As in row_unit: the narrow dtypes have room to be squared, and spare the pass that finds a scale.
     if torch.finfo(data).max < math.sqrt(torch.finfo(wide.dtype).max):
         return wide, 1.0
     scale = power_of_two(largest(wide))
@@ -176,6 +185,8 @@ def unit_vector(v: Tensor, n: Tensor) -> Tensor:
 
 def ratio_or_zero(part: Tensor, n: Tensor) -> Tensor:
     """part/n, and 0 where n is 0; what is NaN stays so."""
+    # Both branches of a where are differentiated: a quotient by 0 in the one not taken would make the
+    # gradient NaN.
     none = n == 0
     return torch.where(none, 0.0, part / torch.where(none, 1.0, n))
 
@@ -207,6 +218,7 @@ def apply(function: Any, *arguments: Any) -> Any:
 
 def _length(v: Tensor) -> tuple[Tensor]:
     n = torch.linalg.vector_norm(v.to(working_dtype(v)), dim=-1)
+    # Where squares are in range only an infinite coordinate has an infinite length, and that is in no space.
     return (torch.where(n.isinf(), torch.nan, n),)
 
 
@@ -228,6 +240,7 @@ class _Length(torch.autograd.Function):
         v, n = ctx.saved_tensors
 
         def grad_v(v: Tensor, n: Tensor, gradient: Tensor) -> tuple[Tensor]:
+            # Bounded before it is narrowed: a float64 gradient too large for float32 would become infinite.
             return ((finite(gradient, v.dtype)[..., None] * unit_vector(v, n)).to(v.dtype),)
 
         return tiled(grad_v, v, n, gradient)[0]
@@ -256,6 +269,7 @@ class _Widen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # Autograd's own conversion would take what does not fit to infinity.
         most = torch.finfo(ctx.narrow).max / _PATHS
         return gradient.clamp(-most, most).to(ctx.narrow), None
 
@@ -283,6 +297,7 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (slope,) = ctx.saved_tensors
+        # By the same function again, so that the derivative of this gradient is kept finite too.
         grad_v = apply(_Scaled, gradient, slope, None, min(ctx.most, range_root(gradient.dtype, 3)))
         return grad_v.clamp(-ctx.most, ctx.most), None, None, None
 

@@ -98,10 +98,13 @@ def radial(v: Tensor, c: Curvature, profile: Profile) -> Tensor:
     framed = frame(c, v)
     (v,), root = framed.vectors, framed.root
     most = torch.finfo(root.dtype).max
+    # 2^13 is more than 2e^8: a float64 point in units of 1 is held before sinh m = max/(2e^8), from where on
+    # sinhc is constant and no longer right.
     end = root.new_tensor(min(torch.finfo(dtype).max / 4, most / 2**13))
     if framed.unit is not None:
         end = (end / framed.unit).clamp(max=most)
     shape = torch.broadcast_shapes(v.shape[:-1], root.shape)  # type: ignore[no-untyped-call]
+    # Tiles are cut along the first axis, so every argument has to have it.
     rows = v.expand(*shape, v.shape[-1]), root.expand(shape), end.expand(shape)
     moved: Tensor = apply(_Radial, *rows, profile, dtype)[0]
     return framed.vector_back(moved)
@@ -140,6 +143,8 @@ class _Radial(torch.autograd.Function):
             gradient: Tensor, v: Tensor, root: Tensor, end: Tensor, n: Tensor
         ) -> tuple[Tensor, Tensor]:
             ratio, turn, root_slope = _profiled(ctx.profile, n, root, end)
+            # Across the ray the derivative is f(m)/m, along it f'(m): the Jacobian is ratio + turn·v̂v̂ᵀ. It
+            # is symmetric, so that pushing a vector and pulling a gradient are the same product.
             unit, wide = unit_vector(v, n), gradient.to(n.dtype)
             along = dot(unit, wide)
             grad_v = torch.addcmul(ratio[..., None] * wide, (turn * along)[..., None], unit)
@@ -169,8 +174,11 @@ def _profiled(profile: Profile, n: Tensor, root: Tensor, end: Tensor) -> tuple[T
     """f(m)/m, f'(m) - f(m)/m and the derivative of f(m)/√c by √c; constant for |v|·f(m)/m past ``end``."""
     m = (root * n).clamp(max=torch.finfo(n.dtype).max)
     ratio = profile.ratio(m)
+    # A ratio below 1 shortens a vector, which then fits: with n cut off at the end it is never held.
     held = ratio * torch.minimum(n, end) >= end
     ratio = torch.where(held, end / torch.where(held, n, 1.0), ratio)
+    # At a constant length a point can only turn, with the Jacobian ratio·(1 - v̂v̂ᵀ). The excess there may
+    # overflow, and is asked for at 0 instead.
     excess = profile.excess(torch.where(held, 0.0, m))
     turn = excess / torch.where(m > 0, m, 1.0)
     # The powers of the root are taken one by one, for small curvatures.
@@ -200,6 +208,9 @@ class _Corner(torch.autograd.Function):
             torch.zeros_like(n1) if gradient is None else gradient for gradient in gradients[:5]
         )
         d = _derivatives(n1, n2, sine, half)
+        # Everything is a function of |x|, |y| and θ. The angle falls by 1/|x| for a step of x across itself
+        # towards y, and grows by 1/|y| for one of y away from x. If x is zero, the unit vector across it is
+        # ŷ, and a step along that counts as one of its length.
         grad_angle = grad_sine * d.cosine + grad_half * d.half_slope
         along1, along2 = grad_n1 + grad_gap, grad_n2 - grad_gap
         turn1 = torch.where(d.zero1, along1, -grad_angle * d.over1)
@@ -212,6 +223,8 @@ class _Corner(torch.autograd.Function):
         )
         if torch.is_grad_enabled():  # differentiable again
             unit = unit_vector(x, n1)
+            # The saved numbers are made of exact steps, through which no derivative should be taken: the
+            # value of the normal is theirs, its derivative that of the plain formula.
             normal = _normal(x, y, n1, head, size, ctx.data).detach()
             normal = _differentiable_normal(x, y, n1, n2, sine, normal)
             pulled = [
@@ -223,6 +236,8 @@ class _Corner(torch.autograd.Function):
             x: Tensor, y: Tensor, n1: Tensor, head: Tensor, size: Tensor, *parts: Tensor
         ) -> tuple[Tensor, Tensor]:
             wide, across = _wide_and_across(x, y, n1, head, ctx.data)
+            # The numbers of a row are divided, not its vectors: that spares a pass over each. The part across
+            # and its size are both in the scale of y, which cancels.
             along1, turn1, along2, turn2 = (
                 ratio_or_zero(part, n)[..., None] for part, n in zip(parts, (n1, size, n1, size), strict=True)
             )
@@ -272,8 +287,11 @@ class _Derivatives(NamedTuple):
 def _derivatives(n1: Tensor, n2: Tensor, sine: Tensor, half: Tensor) -> _Derivatives:
     zero1, zero2 = n1 == 0, n2 == 0
     defined = (sine > 0) & ~zero1 & ~zero2
+    # For x = 0 the basis of x̂ and the normal is (0, ŷ), in which ŷ is (0, 1); y = 0 has sine and half 0,
+    # so it is taken for x̂, (1, 0).
     cosine = torch.where(zero1, 0.0, 1 - 2 * half.square())
     acute = half < 1
+    # The root has an infinite derivative at half = 1, so it is not taken there.
     half_cosine = torch.where(acute, torch.sqrt(torch.where(acute, (1 - half) * (1 + half), 1.0)), 0.0)
     over1, over2 = (torch.where(defined, 1 / torch.where(defined, n, 1.0), 0.0) for n in (n1, n2))
     return _Derivatives(zero1, cosine, torch.where(zero1, 1.0, sine), half_cosine / 2, over1, over2)
@@ -285,6 +303,7 @@ def _corner(x: Tensor, y: Tensor, data: torch.dtype) -> tuple[Tensor, ...]:
     zero = square == 0
     square = torch.where(zero, 1.0, square)
     s = dot(a, b) / square
+    # 26 bits of s: with the 24 of float32 data the products head·a are exact in float64.
     head = _leading(s)
     across, rest, low, noise = _across(data == a.dtype, a, b, head, square)
     size = torch.linalg.vector_norm(across, dim=-1)
@@ -292,17 +311,20 @@ def _corner(x: Tensor, y: Tensor, data: torch.dtype) -> tuple[Tensor, ...]:
     # What is no more than rounding is nothing: points on one ray are found to be.
     size = torch.where(size <= 8 * noise * n1, 0.0, size)
     along = (head + rest) * n1
+    # Pythagoras, with along = s|x| the part of y along x and |ρ| across it: nothing cancels.
     n2 = torch.hypot(along, size)
     defined = ~zero & (n2 > 0)
     n2_or_1 = torch.where(defined, n2, 1.0)
     sine, cosine = size / n2_or_1, along / n2_or_1
     obtuse = cosine < 0
+    # √((1 - cos θ)/2) cancels for small angles and sin θ/(2 cos(θ/2)) for those near π: each where it holds.
     half = torch.where(
         obtuse,
         torch.sqrt((1 - cosine) / 2),
         sine / torch.sqrt(2 * (1 + torch.where(obtuse, 0.0, cosine))),
     )
     ratio = scale2 / scale1
+    # Lengths a factor 2 or more apart are subtracted as they are: that loses a bit at most.
     like = defined & (n2 * ratio < 2 * n1) & (n1 < 2 * n2 * ratio)
     most = torch.finfo(a.dtype).max
     t1, t2 = (scale1 * n1).clamp(max=most), (scale2 * n2).clamp(max=most)
@@ -331,6 +353,8 @@ def _across(wide: bool, a: Tensor, b: Tensor, head: Tensor, square: Tensor) -> _
     """The part of b across a, with ``head`` the leading bits of b·a/|a|²; wide data has rounded products."""
     if wide:
         return _across_exactly(a, b, square, head)
+    # head·a is exact, so for near parallels the difference is too. What s has beyond its head is still in it,
+    # and is taken away by the second step.
     across = torch.addcmul(b, a, -head[..., None])
     rest = dot(across, a) / square
     unit = torch.finfo(a.dtype).eps
@@ -364,6 +388,7 @@ def _differentiable_normal(
     size = torch.where(some, size, 1.0)[..., None]
     unit, wide = unit_vector(x, n1), working(y)
     across = wide - dot(wide, unit)[..., None] * unit
+    # The value is normal·size, the derivative that of the line above.
     across = across - across.detach() + normal * size.detach()
     return torch.where(some[..., None], across / size, 0.0)
 
@@ -383,6 +408,7 @@ def _across_exactly(a: Tensor, b: Tensor, square: Tensor, head: Tensor) -> _Acro
     near = b - a1 * head[..., None]
     small = a2 * head[..., None]
     across = near - small
+    # Knuth's two-sum: `lost` is what the subtraction above rounded off, exactly.
     back = across - near
     lost = (near - (across - back)) - (small + back)
     rest = dot(across, a) / square
@@ -390,6 +416,7 @@ def _across_exactly(a: Tensor, b: Tensor, square: Tensor, head: Tensor) -> _Acro
     t1 = _leading(t)
     t2 = t - t1
     product = a * t
+    # Dekker's product: what rounding a·t lost, exactly, when its terms are added in this order.
     rounded = ((a1 * t1 - product) + a1 * t2 + a2 * t1) + a2 * t2
     across = (across - product) + (lost - rounded)
     low = dot(across, a) / square
@@ -400,5 +427,6 @@ def _across_exactly(a: Tensor, b: Tensor, square: Tensor, head: Tensor) -> _Acro
 def _leading(s: Tensor) -> Tensor:
     """The leading half of the bits of s (Veltkamp)."""
     bits = -round(math.log2(torch.finfo(s.dtype).eps)) + 1
+    # For float64 the factor is 2^27 + 1; what the differences leave is s rounded to its upper 26 bits.
     high = s * (2.0 ** ((bits + 1) // 2) + 1)
     return high - (high - s)

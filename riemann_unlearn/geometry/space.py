@@ -146,6 +146,7 @@ def half_aperture(x: Tensor, c: Curvature, min_radius: float = 0.1) -> Tensor:
     """
     n = tri.bounded(working_root(c, x) * wide_length(x))
     # Divided by 1+n, for the square of a far point's n may not be finite.
+    # The angle depends on the ratio alone.
     return tri.aperture(n / (1 + n), 2 * min_radius / (1 + n)).to(result_dtype(x))
 
 
@@ -187,7 +188,9 @@ def to_ambient(x: Tensor, c: Curvature) -> Tensor:
     """
     dtype = result_dtype(x)
     time = tri.bounded(time_component(x, working_root(c, x)))
+    # c may have more axes than x: points of one batch at several curvatures.
     shape = (*time.shape, x.shape[-1])
+    # The time component of a point whose coordinates just fit may itself not fit, and is held.
     return torch.cat([finite(time, dtype).to(dtype)[..., None], x.to(dtype).expand(shape)], -1)
 
 
@@ -228,6 +231,7 @@ def arcosh1p(t: Tensor) -> Tensor:
     tensor([0.0000e+00, 1.0000e-10, 1.7627e+00])
     """
     wide = working(t)
+    # The root has no derivative at 0; it is taken of 1 there, and not used.
     low = wide <= 0
     root = torch.sqrt(torch.where(low, 1.0, wide) / 2)
     return torch.where(low, 0.0, 2 * torch.asinh(root)).to(result_dtype(t))
@@ -237,6 +241,8 @@ def points_triangle(framed: Frame) -> tri.Triangle:
     """The triangle of the origin and the first two of framed points, in the working dtype."""
 
     def gap(difference: Tensor, total: Tensor) -> Tensor:
+        # From sinh r₁ - sinh r₂ = 2 cosh((r₁+r₂)/2) sinh((r₁-r₂)/2). Lengths are bounded, which keeps a
+        # radius below 709.1, where cosh is finite.
         return 2 * tri.asinh(difference / (2 * torch.cosh(total / 2)))
 
     return tri.triangle(framed, tri.asinh, gap)
@@ -244,5 +250,6 @@ def points_triangle(framed: Frame) -> tri.Triangle:
 
 def time_component(x: Tensor, root: Tensor) -> Tensor:
     """√(1/c + |x|²), shape (...), from √c."""
+    # hypot, for the square of a far point's length may not be finite.
     size = wide_length(x)
     return torch.hypot(size, torch.reciprocal(root))

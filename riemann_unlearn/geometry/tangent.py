@@ -64,6 +64,8 @@ def dist(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
     [2.0, 4.0]
     """
     framed = frame(c, v1, v2)
+    # `side` is in curvature radii, of which the frame knows the length: a row so small that √c
+    # is held has another.
     return within(tri.side(_triangle(framed)) * framed.curvature_radius, framed.data)
 
 
@@ -184,4 +186,5 @@ def exterior_angle(v1: Tensor, v2: Tensor, c: Curvature) -> Tensor:
 
 
 def _triangle(framed: Frame) -> tri.Triangle:
+    # A tangent vector's length is its radius, so the difference of lengths is the difference of radii.
     return tri.triangle(framed, lambda n: n, lambda gap, _: gap)

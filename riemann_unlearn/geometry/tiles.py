@@ -18,6 +18,8 @@ _TILE = 2**17
 def tiled(kernel: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
     """``kernel(*tensors)``, tile by tile along the first axis, which all tensors share."""
     first = tensors[0]
+    # Under autograd every tile would be recorded with nodes of its own. A single vector has no rows to split,
+    # and torch.cat copies what a batch of one tile need not.
     whole = (
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()
@@ -27,6 +29,7 @@ def tiled(kernel: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[
     )
     if whole:
         return kernel(*tensors)
+    # A row longer than a tile is a tile of its own.
     rows = max(1, _TILE * first.shape[0] // first.numel())
     tiles = [torch.split(t, rows) for t in tensors]
     parts = [kernel(*tile) for tile in zip(*tiles, strict=True)]

@@ -67,6 +67,7 @@ def side(t: Triangle) -> Tensor:
     radial = torch.sinh(torch.where(direct, t.gap, 0.0) / 2)
     turned = direct & (t.half_sine > 0)
     turn = _sqrt_sinh(t.r1, turned) * _sqrt_sinh(t.r2, turned) * torch.where(turned, t.half_sine, 0.0)
+    # torch.hypot has a NaN gradient at (0, 0): coincident corners are computed at 1 and not used.
     apart = (radial != 0) | (turn > 0)
     q = torch.hypot(torch.where(apart, radial, 1.0), turn)
     near = torch.where(apart, 2 * asinh(q), 0.0)
@@ -105,6 +106,7 @@ def exterior_angle(t: Triangle) -> Tensor:
 
 def aperture(sinh: Tensor, k: Tensor) -> Tensor:
     """asin(min(1, k/sinh)), π/2 with gradient 0 for sinh ≤ k."""
+    # At sinh = k the root has no derivative: such rows get an angle of other numbers, not used.
     half_space = sinh <= k
     sinh, k = torch.where(half_space, 2.0, sinh), torch.where(half_space, 1.0, k)
     angle = torch.atan2(k, torch.sqrt((sinh - k) * (sinh + k)))
@@ -118,12 +120,16 @@ def pairwise_side(r1: Tensor, u1: Tensor, r2: Tensor, u2: Tensor) -> Tensor:
     u. Beyond R with :math:`e^{-2R} \le u^2`, moving a point out by t lengthens every side that this can
     tell from a radial one by t, to rounding; so radii are cut off at R and the rest is added.
     """
+    # 1 - u₁·u₂ cancels, and a narrower product would leave no digit. Autocast leaves float64 alone, but not
+    # the float32 of devices that have no float64.
     with torch.autocast(u1.device.type, enabled=False):
         w = ((1 - u1 @ u2.mT) / 2).clamp(0, 1)
+    # e^(-2·cut) = (2u)²·e^-8, which is less than u² by a factor 700.
     cut = -math.log(torch.finfo(r1.dtype).eps) + 4
     near1, near2 = r1.clamp(max=cut), r2.clamp(max=cut)
     beyond1, beyond2 = r1 - near1, r2 - near2
     turn = torch.sinh(near1)[..., :, None] * torch.sinh(near2)[..., None, :] * w
+    # Without a turn the side is the difference of the radii, and no root of 0 is differentiated.
     turned = turn > 0
     radial = torch.sinh((near1[..., :, None] - near2[..., None, :]) / 2).square()
     q = torch.where(turned, radial + turn, 1.0)
@@ -138,11 +144,13 @@ def is_unresolved(r1: Tensor, r2: Tensor, d: Tensor, tolerance: float) -> Tensor
     log = torch.log(-torch.expm1(-2 * r1))[..., :, None] + torch.log(-torch.expm1(-2 * r2))[..., None, :]
     log = log + r1[..., :, None] + r2[..., None, :] + math.log(ratio)
     log_size = torch.log(d) + d + torch.log(-torch.expm1(-2 * d))
+    # So asked, equal points (D = 0, of logarithm -∞) and NaN are unresolved. The halves of the sinhs cancel.
     return ~(log < log_size)
 
 
 def asinh(x: Tensor) -> Tensor:
     """torch.asinh, whose derivatives square x."""
+    # There 1/(4x²) is 3e-18 and log(2x) is 20, so the next term of the series is below rounding.
     far = x.abs() > 2.0**28
     near = torch.asinh(torch.where(far, 1.0, x))
     # Its series goes on with 1/(4x²).
@@ -172,6 +180,8 @@ def _far_side(t: Triangle, far: Tensor) -> Tensor:
     log_4q = torch.where(ahead, size + over, torch.where(turned, turn, 0.0))
     large = log_4q > 0
     up, down = torch.where(large, log_4q, 1.0), torch.where(large, 0.0, log_4q)
+    # D = 2 asinh(s), s = e^(up/2)/2, and asinh(s) = log(s + √(1 + s²)) with e^(up/2)
+    # taken out of the logarithm.
     d = torch.where(
         large,
         up + 2 * torch.log((1 + torch.sqrt(1 + 4 * torch.exp(-up))) / 2),
