@@ -62,6 +62,7 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
     reversible = True  # retr is the exponential map, and transport goes along its geodesic
 
     def __init__(self, k: float | Tensor = 1.0, learnable: bool = False) -> None:
+        # A tensor on the meta device has no values to look at.
         if not (k.is_meta or bool((k > 0).all()) if isinstance(k, Tensor) else k > 0):
             raise ValueError(f"k must be positive (the curvature is -1/k), got {k}")
         super().__init__(k, learnable)
@@ -121,9 +122,12 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         if v is None:
             wide = working(u).movedim(dim, -1)
             size, time = length(wide[..., 1:]), wide[..., 0].abs()
+            # A difference of squares without the squares, which may not be finite.
             square = (size - time) * (size + time)
         else:
             square = self._product(u, v, v, dim)
+        # Rounding can leave a little less than 0. There, and at 0, where it has no derivative, the root is
+        # taken of 1.
         some = ~(square <= 0)  # NaN too, which then is seen
         root = torch.where(some, torch.sqrt(torch.where(some, square, 1.0)), 0.0)
         return _reduced(within(root, result_dtype(u)), keepdim, dim)
@@ -136,12 +140,15 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         r"""The tangent part of the ambient vector v at x, :math:`v + \langle x,v\rangle x/k`."""
         moved = self._tangent_part(x, v, dim)
         points = working(_space(x, dim))
+        # From the space components of x, for that is the point which the result is tangent at.
         time = time_component(points, sqrt_c(self._wide_c(x), points))
         return _ambient(within(_with_time(points, moved, time), result_dtype(x, v)), dim)
 
     def egrad2rgrad(self, x: Tensor, u: Tensor, *, dim: int = -1) -> Tensor:
         """The Riemannian gradient of a function with Euclidean gradient u at x."""
         ambient = u.movedim(dim, -1)
+        # The Minkowski metric is its own inverse: raising an index turns the sign of the time component. Into
+        # a new tensor, for the gradient belongs to the caller.
         raised = torch.cat([-ambient[..., :1], ambient[..., 1:]], -1)
         return self.proju(x, _ambient(raised, dim), dim=dim)
 
@@ -158,6 +165,8 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         if norm_tan:
             space_u = torch.where(self._is_tangent(x, u, dim), space_u, self._tangent_part(x, u, dim))
         c = self._wide_c(x)
+        # All in the working dtype, so that the point is rounded once, and before its time component is
+        # computed: that then belongs to the space components as they are stored.
         end = maps.expmap(working(_space(x, dim)), space_u, c)
         return _ambient(space.to_ambient(within(end, result_dtype(x, u)), c), dim)
 
@@ -175,6 +184,7 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
 
     def logmap0(self, y: Tensor, *, dim: int = -1) -> Tensor:
         """Logarithmic map at the origin."""
+        # A tangent vector at the origin has time component 0.
         u = maps.logmap0(_space(y, dim), self._wide_c(y))
         return _ambient(torch.nn.functional.pad(u, (1, 0)), dim)
 
@@ -217,6 +227,7 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         shape = geoopt.utils.size2shape(*size)
         self._assert_check_shape(shape, "x")
         like = {"dtype": dtype or self.k.dtype, "device": device or self.k.device}
+        # √D of the space components; the maximum is for a manifold of the origin alone, which has none.
         across = max(shape[-1] - 1, 1) ** 0.5
         u = torch.randn(*shape[:-1], shape[-1] - 1, **like) * (std / across) + mean / across
         points = self.expmap0(torch.nn.functional.pad(u, (1, 0))).detach()
@@ -226,6 +237,8 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         """1/k, at the precision and on the device of the computation, a scalar."""
         if self._parameters.get("k") is not None:
             self._check_positive()
+        # Widened before it is inverted, so that 1/k is not rounded to float32. A k of shape (1,) is made a
+        # scalar, for it would add an axis to a result of shape ().
         k = working(self.k.to(x.device))
         return 1 / (k.reshape(()) if k.numel() == 1 else k)
 
@@ -248,6 +261,7 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         """Ambient tangent vectors at ambient points from their space components."""
         points = working(_space(x, dim))
         wide = working(u)
+        # x·u/x_t in the working dtype, of numbers as stored: only the result is rounded.
         whole = _with_time(points, wide, time_component(points, sqrt_c(self._wide_c(x), points)))
         return _ambient(whole.to(u.dtype), dim)
 
@@ -256,6 +270,7 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         product = _minkowski(u, v, dim)
         if x is None:
             return product
+        # Only of tangent vectors do space components say all. Other vectors get the plain product.
         tangent = (self._is_tangent(x, u, dim) & self._is_tangent(x, v, dim))[..., 0]
         points, a, b = (working(_space(p, dim)) for p in (x, u, v))
         return torch.where(tangent, maps.inner(points, a, b, self._wide_c(x)), product)
@@ -277,6 +292,8 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
     def _is_tangent(self, x: Tensor, u: Tensor, dim: int) -> Tensor:
         """Whether u is a tangent vector at x up to rounding of the coordinates of both, shape (..., 1)."""
         a, b = working(x).movedim(dim, -1), working(u).movedim(dim, -1)
+        # Coordinates rounded by ε/2 move the product by ε/2·|a||b| at most (Cauchy-Schwarz), those of both
+        # vectors by ε|a||b|; twice that is allowed, for what comes out of a computation.
         error = (dot(a[..., 1:], b[..., 1:]) - a[..., 0] * b[..., 0]).abs()
         sizes = wide_length(a) * wide_length(b)
         return (error <= 2 * torch.finfo(result_dtype(x, u)).eps * sizes)[..., None]
@@ -285,6 +302,8 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5, dim: int = -1
     ) -> tuple[bool, str | None]:
         """<x,x> = -k to within rounding of the coordinates, which is relative to x_t²."""
+        # A fixed tolerance would refuse far points: rounding the coordinates moves x_t² and |x|² by up to
+        # ε x_t² each, and they cancel.
         error = (_minkowski(x, x, dim).unsqueeze(dim) + self.k.to(x)).abs()
         time = x.narrow(dim, 0, 1)
         if bool(((time > 0) & (error <= atol + rtol * time.square())).all()):
