@@ -28,6 +28,7 @@ def time(x: Vector, c: mp.mpf) -> mp.mpf:
 def dist(x: Vector, y: Vector, c: mp.mpf) -> Vector:
     """arcosh(-c⟨x,y⟩)/√c."""
     cosh = c * (time(x, c) * time(y, c) - dot(x, y))
+    # Of equal points rounding can leave a cosh below 1.
     return [mp.acosh(max(cosh, mp.mpf(1))) / mp.sqrt(c)]
 
 
@@ -45,6 +46,8 @@ def half_aperture(x: Vector, c: mp.mpf) -> Vector:
 def exterior_angle(x: Vector, y: Vector, c: mp.mpf) -> Vector:
     """MERU's equation 9, by the law of cosines."""
     inner = c * (dot(x, y) - time(x, c) * time(y, c))
+    # √(cosh²D - 1) is sinh D, so this is the cosine from the law of cosines, with sinh r₁ sinh D below the
+    # line, which is 0 for x at the origin and for x = y: whoever calls this leaves those out.
     across = mp.sqrt(dot(x, x)) * mp.sqrt(inner**2 - 1)
     return [mp.acos(max(min((time(y, c) + inner * time(x, c)) / across, mp.mpf(1)), mp.mpf(-1)))]
 
@@ -79,6 +82,7 @@ def logmap(x: Vector, y: Vector, c: mp.mpf) -> Vector:
 def transp(x: Vector, y: Vector, u: Vector, c: mp.mpf) -> Vector:
     """U + c⟨y,u⟩/(1 - c⟨x,y⟩) (x + y)."""
     inner = dot(x, y) - time(x, c) * time(y, c)
+    # ⟨y,u⟩ with the time component x·u/x_t that tangency gives u.
     factor = c * (dot(y, u) - time(y, c) * dot(x, u) / time(x, c)) / (1 - c * inner)
     return [w + factor * (a + b) for a, b, w in zip(x, y, u, strict=True)]
 
@@ -141,12 +145,14 @@ def _to_ball(x: Vector, c: mp.mpf) -> Vector:
 
 
 def _push_ball(b: Vector, u: Vector, c: mp.mpf) -> Vector:
+    # The derivative of _from_ball along u. At the origin it is 2u: the ball's metric there is 4 times ours.
     below = 1 - c * dot(b, b)
     along = 4 * c * dot(b, u) / below**2
     return [2 * w / below + along * a for a, w in zip(b, u, strict=True)]
 
 
 def _pull_ball(x: Vector, u: Vector, c: mp.mpf) -> Vector:
+    # The derivative of _to_ball along u.
     t = mp.sqrt(1 + c * dot(x, x))
     along = c * dot(x, u) / t / (1 + t) ** 2
     return [w / (1 + t) - along * a for a, w in zip(x, u, strict=True)]
@@ -177,6 +183,7 @@ def evaluate(operation: Operation, chart: Chart, arguments: Sequence[Vector], c:
         return result
     if operation.result == "point":
         return chart.from_space(result, curvature)
+    # `and` keeps an operation without points from asking for one; its result is at the origin.
     at = {"vector0": origin, "vector": points[:1] and points[0], "vector1": points[-1:] and points[-1]}
     return chart.pull(at[operation.result], result, curvature)
 
@@ -189,6 +196,8 @@ def exact_gradient(
     for which, argument in enumerate(arguments):
         row = []
         for axis, value in enumerate(argument):
+            # Central differences are off by step², and rounding by 10^-digits over the step: with a third of
+            # the digits both leave two thirds of them.
             step = mp.mpf(10) ** (-mp.mp.dps // 3) * max(abs(value), _typical(argument))
             sides = []
             for sign in (1, -1):

@@ -205,13 +205,16 @@ def audit(
     generator = torch.Generator().manual_seed(seed)
     records, skipped = [], []
     for radius in sorted(radii):
+        # Drawn for every regime, used or not: the points do not depend on which operations are audited.
         points = {regime: _arguments(under, regime, radius, dtype, generator) for regime in REGIMES}
         for operation in (ref.OPERATIONS[one] for one in chosen):
             paired = operation.arguments.count("point") == 2
+            # With one point there is nothing for the regimes to tell apart.
             for regime in REGIMES if paired else ("random",):
                 arguments = [points[regime][slot] for slot in _slots(operation)]
                 kinds = operation.arguments
                 if not all(_representable(under, *pair) for pair in zip(arguments, kinds, strict=True)):
+                    # Said once for a radius, whose other regimes are left out.
                     skipped.append(f"{operation.name} at radius {radius:g}: {dtype} has no such point")
                     break
                 records.append(_measure(under, operation, regime, radius, arguments, dtype))
@@ -242,6 +245,7 @@ def plot(audits: Sequence[Audit], path: str, operations: Sequence[str] | None = 
     for panel in list(panels)[len(names) :]:
         panel.set_visible(False)
     shown = [dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True)) for panel in figure.axes]
+    # A library that has a line in several panels is named once.
     legend = {label: handle for panel in shown for label, handle in panel.items()}
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3)
     figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)
@@ -267,6 +271,7 @@ def _arguments(
         "opposite": -first,
         "same": first,
     }[regime]
+    # Terms of e^2r cancel to terms of 1, which takes 0.87 r digits; 3r is ample.
     with mp.workdps(60 + int(3 * radius)):
         c = mp.mpf(under.c)
         v, w, direction = (
@@ -275,6 +280,7 @@ def _arguments(
         scaled = [[radius * x for x in vector] for vector in (v, w)]
         origin = [mp.mpf(0)] * _DIM
         x, y = (ref.expmap0(s, c) for s in scaled)
+        # Of length one curvature radius at x, whatever the radius: transport keeps lengths.
         u = ref.transp(origin, x, direction, c)
         coordinates = {
             "x": under.chart.from_space(x, c),
@@ -283,12 +289,14 @@ def _arguments(
             "vector0": under.chart.pull(origin, scaled[0], c),
         }
     return {
+        # What was rounded here is the point from now on: the exact values are those of these coordinates.
         key: torch.tensor([float(t) for t in value], dtype=torch.float64).to(dtype).double()
         for key, value in coordinates.items()
     }
 
 
 def _representable(under: Subject, a: Tensor, kind: str) -> bool:
+    # A dtype's end shows as infinity, but in the ball as a point that was rounded onto its boundary.
     inside = under.chart is not ref.BALL or kind != "point" or under.c * float(a.square().sum()) < 1
     return bool(a.isfinite().all()) and inside
 
@@ -309,17 +317,21 @@ def _measure(
     gradients: Sequence[Tensor | None] = [None] * len(leaves)
     if value.requires_grad:
         gradients = torch.autograd.grad((value * weights).sum(), leaves, allow_unused=True)
+    # At a kink any subgradient is right, so there is nothing to compare it with.
     kink = (regime == "same" and operation.name in ("dist", "exterior_angle")) or (
         regime in ("ray", "opposite") and operation.name == "exterior_angle"
     )
+    # What a result does not depend on gets no gradient from autograd, and 0 from the differences.
     found = [g if g is not None else torch.zeros_like(a) for g, a in zip(gradients, leaves, strict=True)]
     exact = [[mp.mpf(t) for t in a.tolist()] for a in arguments]
+    # More than the coordinates needed: differences keep two thirds of the digits, and gradients cancel again.
     with mp.workdps(140 + int(5 * radius)):
 
         def total(moved: Sequence[ref.Vector]) -> mp.mpf:
             parts = ref.evaluate(operation, under.chart, moved, under.c)
             return mp.fsum(mp.mpf(w) * p for w, p in zip(weights.tolist(), parts, strict=True))
 
+        # Three patterns of signs, for one may happen to move along a level set of the operation.
         shaken = [_shaken(exact, unit, number) for number in range(_DIM)]
         if regime == "same" and operation.name in ("dist", "logmap", "exterior_angle"):
             want = [mp.mpf(0)] * len(value)  # of the angle, which is not defined there, by convention
@@ -331,11 +343,13 @@ def _measure(
         size, shift = _largest(want), max(moved)
         finite = value.isfinite()
         off = [mp.mpf(g) - w for g, w in zip(value.tolist(), want, strict=True)] if finite.all() else [mp.inf]
+        # The result has to be rounded, and its arguments were: neither can be held against the operation.
         error = _ratio(_largest(off), unit * size + shift)
         gradient_error = None
         if not kink and value.requires_grad:
             gradient_error = _gradient_error(total, exact, shaken[:2], found, unit)
     nonfinite = int((~finite).sum()) + sum(int((~g.isfinite()).sum()) for g in found)
+    # `unit` is half of ε, so this is 2^e·ε for a size in [2^e, 2^(e+1)).
     ulp = mp.mpf(2) ** mp.floor(mp.log(size, 2)) * 2 * unit if size else mp.mpf(0)
     resolution = _ratio(shift, size)
     ulps = _ratio(_largest(off), ulp)
@@ -381,6 +395,7 @@ def _largest(values: Sequence[mp.mpf]) -> mp.mpf:
 
 
 def _ratio(error: mp.mpf, unit: mp.mpf) -> float:
+    # Nothing is unavoidable where an exact 0 stays 0 when it is shaken: any error is then infinite.
     return float(error / unit) if unit else (math.inf if error else 0.0)
 
 
@@ -397,4 +412,5 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_finite(item) for item in value]
+    # JSON has no word for infinity, and readers of it disagree on Python's.
     return None if isinstance(value, float) and not math.isfinite(value) else value

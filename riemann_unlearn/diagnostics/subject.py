@@ -73,6 +73,7 @@ def as_subject(
         c = float(manifold.c() if callable(manifold.c) else manifold.c)
     if not 0 < c < math.inf:  # the exact results divide by it; also what the dtype has rounded to 0
         raise ValueError(f"c, the curvature magnitude, must be positive and finite; in {dtype} it is {c}")
+    # Only now, since moving a manifold to a dtype rounds the curvature that the exact results are made with.
     functions = {}
     for operation in OPERATIONS.values():
         function = _function(manifold, operation.name)
@@ -106,6 +107,7 @@ def find(target: str) -> Any:
             target_object = importlib.import_module(home)
         if attribute:
             target_object = getattr(target_object, attribute)
+        # A class whose constructor wants arguments raises TypeError, which is reported as the rest is.
         return target_object() if isinstance(target_object, type) else target_object
     except (ImportError, AttributeError, OSError, TypeError) as error:
         raise ValueError(f"cannot load the manifold {target!r} (module:attribute): {error}") from None
@@ -134,6 +136,7 @@ def _function(manifold: Any, name: str) -> Callable[..., Tensor] | None:
             return method
     pairwise = getattr(manifold, "pairwise_dist", None)
     if name == "dist" and pairwise is not None:
+        # A matrix of one row by one column, for libraries that have no elementwise distance.
         return lambda x, y, *rest: pairwise(x[None], y[None], *rest)[0, 0]
     return None
 
@@ -151,6 +154,9 @@ def _on_coordinates(
         stored = []
         for value, kind in zip(coordinates, operation.arguments, strict=True):
             if chart == "ambient":
+                # In float64 and differentiably: gradients by space components include what moves the time
+                # component, and are those along the manifold. A vector at the first point has x·u/x_t, one at
+                # the origin 0.
                 time = torch.sqrt(1 / c + coordinates[0].square().sum())
                 if kind == "point":
                     time = torch.sqrt(1 / c + value.square().sum())
@@ -162,6 +168,7 @@ def _on_coordinates(
             stored.append(value.to(device=device, dtype=dtype))
         result = function(*stored, *shared)
         if operation.result != "number" and chart == "ambient":
+            # A time component follows from the others, and would be counted twice.
             result = result[..., 1:]
         return result.to(device="cpu", dtype=torch.float64)
 

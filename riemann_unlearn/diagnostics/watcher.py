@@ -43,6 +43,7 @@ def safe_radius(dtype: torch.dtype, tolerance: float = 1e-3) -> float:
     >>> [round(safe_radius(d), 1) for d in (torch.float64, torch.float32, torch.bfloat16)]
     [30.5, 10.4, 0.3]
     """
+    # u is half of ε.
     return math.asinh(2 * tolerance / torch.finfo(dtype).eps)
 
 
@@ -135,6 +136,7 @@ class Watch:
         # What stops being finite stays so, and reading everything at every step is what a watch would cost.
         if self.first_nonfinite is None and (self.steps - 1) % max(1, self.every // 10) == 0:
             self._check(closure)
+        # The first step is looked at, so that a run that starts out of range is told at once.
         if (self.steps - 1) % self.every:
             return {}
         record = {}
@@ -148,6 +150,7 @@ class Watch:
     @property
     def due(self) -> bool:
         """Whether the next step is one at which radii are looked at."""
+        # The step to come is number steps + 1, and `step` counts from 1.
         return self.steps % self.every == 0
 
     @torch.no_grad()
@@ -161,19 +164,23 @@ class Watch:
     def observe(self, name: str, points: Tensor, manifold: geoopt.Manifold) -> dict[str, float]:
         """The figures of some points, for those that are no parameters, such as a batch of embeddings."""
         rows = points.detach().flatten(0, -2)
+        # Spread over the whole: rows of a table are often in order of their frequency or depth.
         rows = rows[:: max(1, len(rows) // _SAMPLE)]
         if isinstance(manifold, geoopt.Lorentz):
+            # In float64, so that the error found is that of the points and not of looking.
             c = 1 / manifold.k.detach().double()
             time, space = rows[..., 0].double(), rows[..., 1:].double()
             error = ((time.square() - space.square().sum(-1) - 1 / c) / time.square()).abs()
         else:
             c = manifold.c.detach().double()
             space = from_poincare(rows.double(), c)
+            # All of the ball is on the manifold: only what is outside can be off it.
             error = (c.sqrt() * rows.double().norm(dim=-1) - 1).clamp(min=0)
         radii = c.sqrt() * dist0(space, c)
         limit = safe_radius(points.dtype)
         past = (radii > limit).double().mean()
         at = torch.quantile(radii, radii.new_tensor(_QUANTILES))
+        # One transfer: each would wait for the device.
         figures = torch.cat([at, error.max()[None], past[None]]).tolist()
         keys = (*_RADII, "constraint_error", "past_safe")
         record = {f"{name}/{key}": value for key, value in zip(keys, figures, strict=True)}
@@ -183,6 +190,7 @@ class Watch:
                 f"{points.dtype} coordinates no longer tell points 1e-3 apart; regularize the norms or keep "
                 "tangent vectors"
             )
+        # Rounding the coordinates leaves 2 ε at most, ε in x_t² and ε in |x|².
         if figures[3] > 64 * torch.finfo(points.dtype).eps:
             self._say(
                 f"{name}: points are off the manifold by {figures[3]:.1e} relative to x_t²; project them "
@@ -221,6 +229,8 @@ class Watch:
         self._say(f"NaN or Inf in {self.first_nonfinite}")
 
     def _say(self, message: str) -> None:
+        # Figures differ from look to look. The parameter's name and the end of the sentence tell
+        # what was said.
         subject = message.partition(":")[0] + message[-20:]
         if subject not in self._said:
             self._said.add(subject)
@@ -242,6 +252,7 @@ def locate(closure: Callable[[], Tensor]) -> str | None:
             try:
                 torch.autograd.grad(closure(), [t for t in _leaves(loss)], allow_unused=True)
             except RuntimeError as error:
+                # Anomaly mode says "Function 'SqrtBackward0' returned nan values in its 0th output."
                 return str(error).split("'")[1] if "'" in str(error) else str(error)
     return None
 
@@ -268,6 +279,7 @@ class _FirstNonFinite(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        # The mode is off in here, so what is called below does not come back to it.
         result = func(*args, **(kwargs or {}))
         if self.operation is None and isinstance(result, Tensor) and result.is_floating_point():
             clean = all(bool(a.isfinite().all()) for a in args if isinstance(a, Tensor))
