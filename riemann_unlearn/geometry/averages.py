@@ -48,9 +48,9 @@ def geodesic(x: Tensor, y: Tensor, t: float | Tensor, c: Curvature) -> Tensor:
     """
     framed = point_frame(c, x, y)
     a, b = framed.wide()
-    # Between the points each share is at most 1; far out it is found without its two sinhs.
     d = tri.side(points_triangle(framed))
     part = torch.as_tensor(t, dtype=d.dtype, device=d.device)
+    # Between the points each share is at most 1; far out it is found without its two sinhs.
     first, second = _share(1 - part, d)[..., None], _share(part, d)[..., None]
     return within(framed.vector_back(first * a + second * b), framed.data)
 

@@ -80,7 +80,6 @@ def _frame(c: Curvature, vectors: tuple[Tensor, ...], unit: Tensor | None, reach
     root, data = working_root(c, vectors[0]), result_dtype(*vectors)
     if unit is None:
         return Frame(vectors, root, 1 / root, None, data)
-    # The value of √c is kept, its gradient is cut.
     root = torch.where(unit > FARTHEST, root.detach(), root)
     # Only small rows have a unit of their own. Large ones are held by `reach`, where products need it.
     unit = unit.clamp(max=1)

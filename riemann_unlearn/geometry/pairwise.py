@@ -51,9 +51,9 @@ def pairwise(
     if fix_near == "diagonal":
         return torch.diagonal_scatter(d, dist(a, b, c).to(dtype), dim1=-2, dim2=-1)
     if fix_near == "all":
-        # To a quarter of a unit in the last place of a float32 result.
+        # To a quarter of a unit in the last place of a float32 result. A float64 result cannot ask for that,
+        # its own rounding being larger: it gets 32 ε.
         tolerance = max(torch.finfo(dtype).eps / 4, 32 * torch.finfo(side.dtype).eps)
-        # A float64 result cannot ask for that, its own rounding being larger: it gets 32 ε.
         near = is_unresolved(r1.detach(), r2.detach(), side.detach(), tolerance).nonzero(as_tuple=True)
         *batch, i, j = near
         a, b = (x.expand(*d.shape[:-2], *x.shape[-2:]) for x in (a, b))

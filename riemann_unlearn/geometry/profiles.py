@@ -28,9 +28,8 @@ def sinhc(m: Tensor) -> Tensor:
     small = m < 0.5
     s, big = torch.where(small, m, 0.0), torch.where(small, 1.0, m)
     q = s * s
-    # At m = 1/2 the first term left out is 4e-20.
     # Σ m^2k/(2k+1)!, k = 0 … 7, by the ratios of its terms. The derivative of the quotient is m/3 near 0,
-    # but cosh m/m - sinh m/m² has an error of ε/m there.
+    # but cosh m/m - sinh m/m² has an error of ε/m there. The first term left out is 4e-20 at m = 1/2.
     series = torch.ones_like(q)
     for ratio in (210, 156, 110, 72, 42, 20, 6):
         series = 1 + q / ratio * series
@@ -62,9 +61,8 @@ def _sinh_excess(m: Tensor) -> Tensor:
     small = m < 0.5
     s, big = torch.where(small, m, 0.0), torch.where(small, 1.0, m)
     q = s * s
-    # The difference below loses 4 bits at m = 1/2, and more with 1/m² nearer to 0. There the first term left
-    # out is 8e-15 of the sum.
-    # Σ 2k m^(2k+1)/(2k+1)!, k = 1 … 6, by the ratios of its terms.
+    # The difference below loses 4 bits at m = 1/2, and ever more nearer to 0.
+    # Σ 2k m^(2k+1)/(2k+1)!, k = 1 … 6, by the ratios of its terms. The next is 8e-15 of the sum at m = 1/2.
     series = torch.ones_like(q)
     for ratio in (130, 88, 54, 28, 10):
         series = 1 + q / ratio * series
@@ -94,10 +92,10 @@ def _complement(m: Tensor) -> Tensor:
     return (1 - m).clamp(min=torch.finfo(m.dtype).eps / 2) * (1 + m.clamp(max=1))
 
 
-# For the ball m·f' - f has a closed form in which nothing is subtracted, by hand from f as tabled above:
-# -m³/(t(1+t)²) with t = √(1+m²), in factors below 1, and 4m³/(1-m²)².
 EXPONENTIAL = Profile(sinhc, _sinh_excess)
 LOGARITHM = Profile(asinhc, _asinh_excess)
+# For the ball m·f' - f has a closed form in which nothing is subtracted: -m³/(t(1+t)²) with t = √(1+m²), in
+# factors below 1, and 4m³/(1-m²)².
 TO_POINCARE = Profile(
     lambda m: 1 / (1 + _time(m)),
     lambda m: -(m / _time(m)) * (m / (1 + _time(m))) * (m / (1 + _time(m))),
