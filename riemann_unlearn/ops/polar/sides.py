@@ -92,8 +92,8 @@ class Side:
         self.sign = -1.0 if right else 1.0
         self.order: Tensor | None = None
         self.norm = _norms(x) if norm is None else norm
-        # A row at the origin has no direction. In distances what stands for it does not matter, since 1 - e^-2r
-        # multiplies it and is 0; its cosines are 0.
+        # A row at the origin has no direction. In distances what stands for it does not matter, since
+        # 1 - e^-2r multiplies it and is 0; its cosines are 0.
         self.inverse = torch.where(self.norm > 0, 1 / self.norm, 0.0)
         if hyperbolic:
             self.r = root * self.norm
