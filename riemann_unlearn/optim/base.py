@@ -257,7 +257,6 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     ) -> None:
         """Shorten the points' distance from the origin by the factor 1 - lr·weight_decay."""
         keep = 1 - group["lr"] * group["weight_decay"]
-        # No wait: it is on the CPU already.
         if isinstance(keep, Tensor) and keep.device.type == "cpu":
             keep = keep.item()
         # Momenta come first among the names of either optimizer's state.

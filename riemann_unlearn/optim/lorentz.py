@@ -136,7 +136,6 @@ def adam_rows(
     blocks = tiles(points, gradients, momenta, moment.average, moment.largest, correction, scale)
     for p, g, m, v, top, block_correction, block_scale in blocks:
         square, time, delta, length = accumulate(p, g, m, signs, k, beta, dot)
-        # v is a view of the moment, so the running average is updated in place.
         v.mul_(moment.beta).add_(square, alpha=1 - moment.beta)
         if top is not None:
             # Of the averages as they are, before the bias correction, as in torch and geoopt.
@@ -298,11 +297,10 @@ def step_coefficients(
     most = (growth + (growth.square() + (outward.square() - 1)).sqrt_()) / (1 + outward).clamp_min_(info.eps)
     n = torch.minimum(n, most.log_()).clamp_max_(longest / root)
     # sinh n = tanh(n/2)·(1 + cosh n): no term cancels, and unlike sinh both are vectorized.
-    # Before n is overwritten by its exponential.
+    # half first: exp_ overwrites n. The last line overwrites half, of which b is made.
     half = torch.tanh(n / 2)
     grown = n.exp_()
     b = (grown + 1 / grown).div_(2).add_(1).mul_(half).div_(size).mul_(-root)
-    # Last, for b was made of the same half.
     return half.mul_(size).div_(-root), b
 
 
