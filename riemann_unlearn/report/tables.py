@@ -177,6 +177,7 @@ def audit_tables(full: Mapping[str, Any]) -> list[Asked]:
     known = chosen_measures()
     result = []
     for name, of_roles in full.items():
+        # Measures are told from the other keys by their form, not by name: a third party's has any name.
         if not isinstance(of_roles, Mapping) or not set(of_roles) <= set(ROLES):
             continue  # what is said of all measures, such as the seconds that each took
         values = {role: of_roles[role] for role in ROLES if of_roles.get(role) is not None}

@@ -188,6 +188,7 @@ class _Draws(RandomBatches):
 
 
 def _check(images: Tensor, texts: Tensor, forget: Tensor, space: OnManifold) -> None:
+    # Shapes and devices first: what is checked after them computes with these tensors.
     if images.ndim < 2 or images.shape != texts.shape or forget.shape != images.shape[:1]:
         raise ValueError(
             "expected images and texts of shape (N, d) and forget of shape (N,), got "

@@ -81,6 +81,7 @@ class Alignment(Measure):
             "captions": [subject.captions[0].texts[i] for i in concepts.tolist()],
             "forgotten": len(first),
         }
+        # A model's gap from itself is 0 everywhere and says nothing.
         if before is not None and before is not subject:
             report["gap"] = _rounded(_matrix(before, rows, concepts) - matrix)
             matched, unmatched = _gap(before, subject, evenly(gone, self.most_pairs))

@@ -106,6 +106,7 @@ class Hierarchy(Measure):
         """
         from matplotlib.figure import Figure
 
+        # All models are asked about the same images in the same order, so their ways go together by position.
         ways = list(zip(*(value["traversals"] for value in values.values()), strict=True))
         shown = [way for same in ways for way in same]
         with_cones = sum(any(caption for caption, _ in way["by_cone"]) for way in shown)
@@ -142,6 +143,7 @@ class Hierarchy(Measure):
                     {
                         "name": subject.taxonomy.concepts[concept].name,
                         "group": group,
+                        # In the value itself: the page is made of it later, when the data may not be at hand.
                         "image": _data_uri(image),
                         **self._paths(space, start, vectors, texts),
                     }

@@ -79,6 +79,8 @@ class Recovery(Measure):
         asked about.
         """
         seen, test, space = subject.seen, subject.test, subject.space
+        # A class without a seen image cannot be predicted by anything that is fit on these, so it is no
+        # choice, and chance does not count it. `own` counts among those that are left; `present` leads back.
         present, own = torch.unique(subject.classes[seen.concept], return_inverse=True)
         target = subject.classes[test.concept]
 

@@ -62,6 +62,8 @@ class Retrain(DirectMethod):
                 model.config,
                 config,
                 where,
+                # Held-out images stay as they are, those of the forgotten too: they are measured and not
+                # trained on.
                 data=replace(dataset, seen=dataset.seen.subset(retained)),
                 measure=zero_shot,
                 resume=resume,
