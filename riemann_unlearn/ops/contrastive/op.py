@@ -140,6 +140,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
 @_forward.register_fake
 def _(x: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, ...]:
     n, m = x.shape[0], y.shape[0]
+    # As Statistics has them. Sizes depend on shapes alone, never on how many pairs are forgotten.
     shapes = ((n,), (n,), (m,), (), (), (most_tiles(n, m), 2), (n,), (n,), (m,))
     return tuple(x.new_empty(shape, dtype=torch.float64) for shape in shapes)
 
@@ -166,6 +167,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     x, y, scale, c, forget, caption_ids, ctx.offset, ctx.hyperbolic = inputs
     # The number of pairs, and what only the backward pass reads.
     ctx.mark_non_differentiable(*output[4:])
+    # Features and vectors: the tiles are made again rather than kept.
     ctx.save_for_backward(x, y, scale, c, forget, caption_ids, *output)
 
 

@@ -62,6 +62,8 @@ def forward(p: Problem) -> Statistics:
             totals,
             **w.meta(band),
         )
+        # Parts are joined in float64, in a fixed order: no atomic addition, whose order changes from run to
+        # run.
         rows.append(by_row.double().logsumexp(0))
         columns = torch.logaddexp(columns, _logsumexp(by_column.double()))
         sums.append(totals.double().sum((1, 2)))
@@ -114,6 +116,7 @@ def backward(p: Problem, statistics: Statistics, grads: Sequence[Tensor]) -> Gra
         )
         weighted = weighted + totals.double().sum()
         _multiply(product, right, grad_left[band])
+        # Columns get a share from each band, one after the other.
         _multiply(product.mT, left[band], grad_right, accumulate=True)
     grad_x, grad_y = torch.zeros_like(p.x), torch.zeros_like(p.y)
     whole = slice(0, len(p.x)), slice(0, len(p.y))
@@ -209,6 +212,7 @@ def _logsumexp(parts: Tensor) -> Tensor:
 def _multiply(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool = False) -> Tensor:
     """A @ b in ``out``, or added to it."""
     if a.dtype == torch.float64:
+        # At beta = 0 what is in ``out``, which may be NaN, is not read.
         return torch.addmm(out, a, b, beta=float(accumulate), out=out)
     (rows, inner), columns = a.shape, b.shape[1]
 
@@ -235,6 +239,7 @@ _SQUARES = [triton.Config({}, num_warps=warps) for warps in (4, 8)]
         triton.Config({"M": 64, "N": 64, "K": 32}, num_warps=4, num_stages=4),
     ],
     key=["rows", "columns", "inner", "PRECISION"],
+    # Timing runs a kernel many times: what it adds to or replaces has to be put back between the runs.
     restore_value=["out"],
 )
 @triton.jit
@@ -243,6 +248,7 @@ def _product(
     ACCUMULATE: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """One program's M×N of a product of float32 matrices."""
+    # Offsets pass 2^31 in a band of 1024 rows from 2^21 columns on.
     i = (tl.program_id(0) * M + tl.arange(0, M)).to(tl.int64)[:, None]
     j = (tl.program_id(1) * N + tl.arange(0, N)).to(tl.int64)[None, :]
     total = tl.zeros((M, N), tl.float32)
@@ -272,6 +278,7 @@ def _tile(
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside_i, inside_j = i < rows, j < columns
     inside = inside_i[:, None] & inside_j[None, :]
+    # In int64, as in _product.
     where = i[:, None].to(tl.int64) * columns + j[None, :]
     y = tl.load(product + where, mask=inside, other=1.0)
     if HYPERBOLIC:
@@ -279,6 +286,7 @@ def _tile(
         b = tl.load(r2 + j, mask=inside_j, other=0.0)[None, :]
         rest = 4 * tl.load(decay1 + i, mask=inside_i, other=1.0)[:, None]
         rest = rest * tl.load(decay2 + j, mask=inside_j, other=1.0)[None, :]
+        # Rounding may leave less than 0. Then D and S as polar's _distance has them.
         y = tl.maximum(y, 0.0)
         root, more = tl.sqrt(y), tl.sqrt(y + rest)
         gap = tl.abs(a - b)
@@ -295,6 +303,7 @@ def _tile(
         )
         v = tl.where(y > 0, tl.maximum(tl.where(some, d, gap), gap), gap)
         s = root * more
+        # A distance has no derivative at coincident points; 0 is a subgradient.
         slope = tl.where(s > 0, 1 / tl.where(s > 0, s, 1.0), 0.0)
     else:
         v = y
@@ -308,6 +317,7 @@ def _tile(
             tl.load(ids1 + i, mask=inside_i, other=0)[:, None]
             == tl.load(ids2 + j, mask=inside_j, other=0)[None, :]
         )
+    # As definition has it: retain pairs among themselves, each with itself and what means something else.
     retained = (drop1 == 0) & (drop2 == 0) & (own | (same == 0))
     by_row = inside & (drop1 | retained)
     by_column = inside & (drop2 | retained)
@@ -334,6 +344,7 @@ def _reduce(
 
     terms = tl.where(by_row, logit, nothing)
     top = tl.max(terms, 1)
+    # Without a term the largest is -Inf, and -Inf less itself NaN: such a row is measured from 0.
     base = tl.where(top > nothing, top, 0.0)
     sums = tl.sum(tl.exp(terms - base[:, None]), 1)
     log = tl.where(sums > 0, base + tl.log(tl.where(sums > 0, sums, 1.0)), nothing)
@@ -369,6 +380,7 @@ def _differentiate(
     log2 = tl.load(column_log + j, mask=j < columns, other=0.0)[None, :]
     g1 = tl.load(grad_row + i, mask=i < rows, other=0.0)[:, None]
     g2 = tl.load(grad_column + j, mask=j < columns, other=0.0)[None, :]
+    # Matched pairs are differentiated by add_matched_gradient, from differences.
     by_row, by_column = by_row & (own == 0), by_column & (own == 0)
     h = tl.where(by_row, g1 * tl.exp(tl.where(by_row, logit - log1, 0.0)), 0.0)
     h += tl.where(by_column, g2 * tl.exp(tl.where(by_column, logit - log2, 0.0)), 0.0)
