@@ -76,6 +76,7 @@ def write_report(folder: str | Path) -> Path:
             f"{folder} holds no finished run: expected {METRICS_NAME}, or {AUDIT_NAME} of an audit"
         )
     history = _read(folder / HISTORY_NAME, lines=True) or []
+    # Measures draw with matplotlib's settings of that moment, so the whole page is made in here.
     with drawing():
         page = _audit_page(audit) if metrics is None else _run_page(metrics, history, audit)
     path = folder / REPORT_NAME
@@ -198,6 +199,7 @@ def _environment() -> Environment:
     return Environment(
         loader=PackageLoader("riemann_unlearn.report"),
         autoescape=True,  # of every template, whatever its file is called
+        # A name that a template misspells is an error, not a blank.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

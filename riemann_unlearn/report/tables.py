@@ -112,6 +112,7 @@ def measured(metrics: Mapping[str, Any]) -> dict[str, list[Measured]]:
     before, after, chance = metrics["before"], metrics["after"], metrics.get("chance", {})
     result = {}
     for title, split in _SPLITS.items():
+        # Groups of the seen images stand at the top of a measurement, those of the held-out under a name.
         first, last = (part if split is None else part.get(split) for part in (before, after))
         if first is None or last is None:
             continue
@@ -150,6 +151,7 @@ def run_table(title: str, rows: Sequence[Measured]) -> Table:
         cells = []
         for group in GROUPS:
             before, after = row.shares[group]
+            # Of the shares, not of the rounded figures beside it: the last digit may differ from theirs.
             change = "–" if before is None or after is None else f"{100 * (after - before):+.1f}"
             cells += [percent(before), percent(after), change]
         remark = "" if row.chance is None else f"chance {100 * row.chance:.2f}"
@@ -184,6 +186,7 @@ def audit_tables(full: Mapping[str, Any]) -> list[Asked]:
             for role, value in values.items()
         }
         # What no model has a figure for is no row.
+        # A dict for a set that keeps its order: a row stands where the first model that has it puts it.
         labels = dict.fromkeys(
             label for rows in columns.values() for label, cell in rows.items() if cell != "–"
         )

@@ -147,6 +147,7 @@ def _metrics(
     groups: Mapping[str, Tensor],
 ) -> dict[str, dict[str, Any]]:
     """By group of images; ``captions`` and each image's ``labels`` are by level."""
+    # Once for all groups: a rank is an image's own, whichever groups it belongs to.
     rank = [ranks(space, features, bank.features, own) for bank, own in zip(captions, labels, strict=True)]
     report = {}
     for group, mask in groups.items():
