@@ -73,6 +73,7 @@ def run_name(method: str, model: str, forget: tuple[str, ...] | list[str], seed:
     """
     words = "+".join(forget)[:60]
     parts = (method, Path(model).stem, words, f"seed{seed}")
+    # No slash, colon or space of a path or a query gets into the name; "+" stays between concepts.
     return "-".join("".join(ch if ch.isalnum() or ch == "+" else "-" for ch in part) for part in parts)
 
 
@@ -172,6 +173,7 @@ class RunDirectory:
     def save(self, parts: Mapping[str, Stateful]) -> None:
         """Write the checkpoint; the last one stays until this one is whole."""
         buffer = io.BytesIO()
+        # Into memory first, for atomic_write takes a content that is complete.
         torch.save({"format": FORMAT, **{name: part.state_dict() for name, part in parts.items()}}, buffer)
         self.write(CHECKPOINT_NAME, buffer.getvalue())
 
@@ -228,6 +230,7 @@ def check_free(output: str | Path | Unused) -> None:
         return
     folder = Path(output)
     try:
+        # The ValueError is not caught below: it is no OSError.
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(_taken(folder))
     except OSError as error:  # a file, or a folder that may not be read

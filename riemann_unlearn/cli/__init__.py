@@ -71,6 +71,7 @@ def _polite_kill() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
         yield
         return
+    # Put back afterwards, for main() may be called by a program that has a handler of its own.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -114,6 +114,7 @@ def random_view(
 def _fitted(images: Tensor, size: tuple[int, int], fit: Callable[[Tensor], Tensor] | None) -> Tensor:
     """Images of one size in [0, 1], brought to ``size`` unless they fit and are of its proportions."""
     height, width = images.shape[-2:]
+    # Proportions compared by whole numbers, crosswise: a quotient would be rounded.
     if height <= size[0] and width <= size[1] and height * size[1] == width * size[0]:
         return _fractions(images)
     if fit is not None:

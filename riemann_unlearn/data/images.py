@@ -84,6 +84,7 @@ def _opaque(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    # In RGBA, for a palette's or a colour key's transparency is an alpha channel there like any other.
     white.alpha_composite(image)
     return white.convert("RGB")
 

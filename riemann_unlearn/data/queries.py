@@ -87,6 +87,7 @@ class Lookup:
         """The levels to look at, and what to look for: "kind: bird" is "bird" at the level called "kind"."""
         prefix, colon, rest = query.partition(":")
         named = [depth for depth, name in enumerate(self._names) if folded(name) == folded(prefix.strip())]
+        # A prefix that is no level's name is a part of the label, as in "flag: Norway".
         if colon and named:
             return named, rest.strip()
         return list(range(len(self._names))), query.strip()

@@ -28,7 +28,8 @@ def adam_points(
     longest: float,
 ) -> tuple[Tensor, Tensor]:
     """One Adam step; the new points and momenta. ``moment`` is updated in place."""
-    gradients = manifold.egrad2rgrad(points, gradients)
+    # geoopt's Lorentz turns a sign in place, and the gradient may be the parameter's own ``grad``.
+    gradients = manifold.egrad2rgrad(points, gradients.clone())
     momenta = momenta * beta + gradients * (1 - beta)
     square = manifold.component_inner(points, gradients)
     moment.average.mul_(moment.beta).add_(square, alpha=1 - moment.beta)

@@ -169,6 +169,7 @@ class Watch(Callback):
 
     def started(self, driver: Driver) -> None:
         """Count the steps that were taken before."""
+        # So that a resumed run looks at the same steps as one that was never interrupted.
         self.watch.steps = driver.step
 
     def stepped(self, driver: Driver, record: dict[str, Any]) -> None:

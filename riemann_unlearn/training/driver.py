@@ -247,6 +247,7 @@ class Driver:
                 f"the loss became {value} at step {self.step + 1} ({', '.join(worst) or 'its sum'}); "
                 "a smaller learning_rate, or smaller weights of the loss's terms, usually mends it"
             )
+        # backward adds to what is there, so the last step's gradients have to go.
         self.optimizer.zero_grad(set_to_none=True)
         # Of these parameters alone: others keep their .grad, and cost nothing.
         loss.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
@@ -280,6 +281,8 @@ class Driver:
 
     def _named(self) -> list[tuple[str, Callback]]:
         """Each callback with its class's name and, of several of a class, its number."""
+        # By class and number rather than by position alone: adding a callback of another kind gives nobody a
+        # neighbour's state.
         names = [type(callback).__name__ for callback in self.callbacks]
         return [
             (f"{name} {names[:i].count(name)}", callback)

@@ -156,6 +156,7 @@ def embed_taxonomy(
     manifold = Lorentz()
     points = [geoopt.ManifoldParameter(to_ambient(expmap0(v, 1.0), 1.0), manifold=manifold) for v in first]
     optimizer = RiemannianAdam(points, lr=learning_rate)
+    # Its own, so that a tree neither depends on what was drawn before nor moves torch's global generator.
     generator = torch.Generator().manual_seed(seed)
     space = LorentzTangents(min_radius=min_radius)
     for _ in tqdm(range(steps), desc="tree", unit="step", disable=None if progress else True):
@@ -245,6 +246,7 @@ def _directions(
 ) -> list[Tensor]:
     """Unit vectors to start from: each label off its parent's direction, to the side of its own meaning."""
     top = F.normalize(meanings[-1].float() - meanings[-1].float().mean(0), dim=-1)
+    # No more labels than dimensions, or there are no orthonormal directions for all.
     if len(top) <= top.shape[1]:
         # Orthonormal, near what they were: topmost cones are nearly half-spaces, and would overlap.
         q, r = torch.linalg.qr(meanings[-1].float().mT)

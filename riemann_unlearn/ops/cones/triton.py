@@ -61,6 +61,7 @@ def backward(
 
 
 def _block(x: Tensor) -> int:
+    # A power of two, as Triton's ranges are.
     return min(WIDEST, int(triton.next_power_of_2(max(x.shape[1], 1))))
 
 
@@ -210,6 +211,7 @@ def _step(
     inverse1, inverse2 = inverse(n1), inverse(n2)
     grad_angle = grad_outside * by_angle
     away1, away2 = grad_angle * inverse1, grad_angle * inverse2
+    # θ changes with u1 by (u1 - u2 - |u1 - u2|²/2 u1)/sin θ: along the difference, less what lengthens u1.
     outward1 = (scale * grad_r1 - grad_angle * angle / 2 * inverse1) * inverse1
     outward2 = (scale * grad_r2 - grad_angle * angle / 2 * inverse2) * inverse2
     for start in range(0, columns, BLOCK):
@@ -217,6 +219,7 @@ def _step(
         x = tl.load(broad + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
         y = tl.load(narrow + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
         way = x * inverse1 - y * inverse2
+        # Both steps are added in float64 and rounded once.
         tl.store(out + row * columns + j, (away1 * way + outward1 * x).to(tl.float32), mask=j < columns)
         tl.store(
             out_narrow + row * columns + j, (outward2 * y - away2 * way).to(tl.float32), mask=j < columns

@@ -264,6 +264,7 @@ class Layout:
         first, last = target, target + 1
         if p.ids is not None:
             ids = p.ids.numpy()[order]
+            # One longer than the ids: the end of the last run is an edge as well.
             starts_run = numpy.ones(len(ids) + 1, bool)
             starts_run[1:-1] = ids[1:] != ids[:-1]
             starts_run[self.kept[1]] = True  # a caption in both kinds is two runs

@@ -133,6 +133,7 @@ _PROBLEM = (
 )
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     problem = Problem(*arguments)
+    # Autocast would take the products in half precision.
     with torch.autocast(problem.x.device.type, enabled=False):
         return tuple(implementation("contrastive", problem.x).forward(problem))
 
@@ -173,6 +174,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     x, y, scale, c, forget, caption_ids, *statistics = ctx.saved_tensors
+    # Of the first four results: the fifth is a count, and the others are none of the user's.
     gradients = _backward(
         x, y, scale, c, forget, caption_ids, ctx.offset, ctx.hyperbolic, statistics, list(grads[:4])
     )

@@ -114,6 +114,7 @@ def _stretches(lo: int, hi: int, own: int, first: int, width: int, negatives: bo
     The first two hold the captions that differ from its own, the others those of negatives that equal it.
     """
     a, b = min(max(lo - first, 0), width), min(max(hi - first, 0), width)
+    # Within the run, so that where the own column lies elsewhere the run is one stretch and the other empty.
     o = min(max(own - first, a), b)
     after = min(max(own + 1 - first, a), b)
     if not negatives:

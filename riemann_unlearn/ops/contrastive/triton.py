@@ -68,6 +68,8 @@ def forward(p: Problem) -> Statistics:
         columns = torch.logaddexp(columns, _logsumexp(by_column.double()))
         sums.append(totals.double().sum((1, 2)))
     total, pairs = torch.stack(sums).sum(0) if sums else w.unit.new_zeros(2)
+    # Nothing is planned here: zeros of the shape that the operator promises. Its outputs may not share
+    # memory, hence the copies.
     return Statistics(
         value,
         torch.cat(rows) if rows else value.clone(),
@@ -151,6 +153,7 @@ class _Work:
         self.operands = self.sides[0].scaled(), self.sides[1].scaled()
         dtype, count = p.x.dtype, len(p.y)
         self.scalars = [v.to(dtype).reshape(1) for v in (p.scale, self.unit)]
+        # Kernels take no None. Without flags no pair is forgotten; ids are looked at only under IDS.
         new = p.x.new_zeros(count, dtype=torch.int32)
         self._forget = new if p.forget is None else p.forget.to(torch.int32)
         self._ids = new if p.ids is None else p.ids
@@ -196,6 +199,7 @@ class _Work:
 
 def _launch(kernel: Any, grid: Any, *arguments: Any, **meta: Any) -> None:
     """Run a kernel with the settings that are fastest here, or with its first where it must not be timed."""
+    # Between near equals timing picks by chance, and another size of tiles sums in another order.
     if torch.are_deterministic_algorithms_enabled() or not arguments[0].is_cuda:
         kernel.fn[grid](*arguments, **meta, **kernel.configs[0].all_kwargs())
     else:
@@ -280,6 +284,7 @@ def _tile(
     inside = inside_i[:, None] & inside_j[None, :]
     # In int64, as in _product.
     where = i[:, None].to(tl.int64) * columns + j[None, :]
+    # 1 beyond the edges: its root and logarithm are ordinary until the masks drop it.
     y = tl.load(product + where, mask=inside, other=1.0)
     if HYPERBOLIC:
         a = tl.load(r1 + i, mask=inside_i, other=0.0)[:, None]
@@ -297,6 +302,7 @@ def _tile(
         q = tl.where(close, y / tl.where(close, rest, 1.0), 1.0)
         t = tl.sqrt(q) + q / (1 + tl.sqrt(1 + q))
         rounded = 1 + t
+        # Where t is lost in 1 + t, log(1 + t) is t.
         below = rounded == 1
         d = tl.where(
             close, 2 * tl.where(below, t, tl.log(rounded) * (t / tl.where(below, 1.0, rounded - 1))), d
@@ -339,6 +345,7 @@ def _reduce(
     )  # fmt: skip
     logit = tl.load(scale) * tl.load(unit) * v
     matched = tl.load(own_logit + i, mask=i < rows, other=0.0)[:, None]
+    # A matched pair is measured by differences, and stands in the sums as such.
     logit = tl.where(own, matched, logit)
     nothing = float("-inf")
 
