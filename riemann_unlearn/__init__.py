@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from riemann_unlearn._version import __version__
 
+# For type checkers and editors, which do not run __getattr__.
 if TYPE_CHECKING:
     from riemann_unlearn import (
         data,
@@ -60,6 +61,7 @@ __all__ = [
     "unlearning",
 ]
 
+# The module of each name that is no module itself.
 _HOME = {
     "Lorentz": "geometry",
     "evaluate": "evaluation",
@@ -73,6 +75,7 @@ _HOME = {
 }
 
 
+# Called for what is not there yet. The import of a submodule puts it there: once for each.
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

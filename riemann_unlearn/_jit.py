@@ -48,6 +48,8 @@ def jit(flags: set[str], *, parallel: bool = False) -> Callable[[Callable[..., A
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         import numba
 
+        # numpy's error model: a division by 0 gives Inf or NaN, as torch's does. Python's would raise, and a
+        # loop with its check in it is not vectorized.
         compiler = functools.partial(
             numba.njit, parallel=parallel, nogil=True, error_model="numpy", fastmath=flags
         )
@@ -74,11 +76,13 @@ def threads() -> Iterator[None]:
     import numba
 
     with _lock:
+        # Before a thread can start: whoever forks from here on has lost them.
         _process[:] = [os.getpid()]
         wanted = torch.get_num_threads()
         before = numba.get_num_threads()
         if torch.get_num_threads() != wanted:  # numba has started its own, and OpenMP has one number for both
             torch.set_num_threads(wanted)
+        # numba raises for more threads than it was started with.
         numba.set_num_threads(min(wanted, before))
         try:
             yield

@@ -49,6 +49,8 @@ def dump_yaml(content: Mapping[str, Any]) -> str:
 
     ours, theirs = _resolvers(), yaml.SafeDumper.yaml_implicit_resolvers
     letters = {*ours, *theirs}
+    # PyYAML writes a text without quotes where no table would read the word as something else, so it is given
+    # both tables. Ours stands first, for the first match is what a word is.
     Dumper.yaml_implicit_resolvers = {key: ours.get(key, []) + theirs.get(key, []) for key in letters}
     return yaml.dump(dict(content), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
@@ -75,6 +77,8 @@ def _resolvers() -> dict[Any, Any]:
         ),
         ("merge", r"<<", "<"),
     ):
+        # PyYAML looks a word up by its first letter, the empty word by "", and tries the entries in turn: int
+        # stands before float, whose pattern takes whole numbers as well.
         for letter in first:
             entry = (f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"))
             table.setdefault(letter, []).append(entry)
@@ -88,6 +92,7 @@ def _loader() -> Any:
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            # PyYAML keeps the last of two without a word. Two merges (<<) are no such mistake.
             keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
             for key in keys:
                 if keys.count(key) > 1:
@@ -96,6 +101,7 @@ def _loader() -> Any:
                     )
             return dict(super().construct_mapping(node, deep))
 
+    # An attribute of the subclass: a change of SafeLoader's own table would be one for the whole process.
     Loader.yaml_implicit_resolvers = _resolvers()
     Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: _integer(node.value))
     return Loader

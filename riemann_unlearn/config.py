@@ -29,6 +29,8 @@ class RunConfig(Config):
 
     example: ClassVar[str] = "forget: [food-fruit]"
 
+    # Python and files must say it, for nothing is forgotten by default; the command line's default is its
+    # own (cli.commands.DEFAULT_FORGET).
     forget: Sequence[str] = option(
         MISSING,
         "what to forget: a concept or a label of any level of the data (default: food-fruit)",

@@ -37,17 +37,21 @@ def atomic_write(path: str | Path, content: bytes | str) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
+    # In the same folder, hence on the same file system: os.replace cannot cross to another.
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
+            # Else the name could reach the disk before the content, and a power cut leave an empty file.
             os.fsync(file.fileno())
         # mkstemp makes files private; give this one the permissions an ordinary write would.
+        # The mask can only be read by setting it.
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
+    # Also of Ctrl-C: no temporary file stays behind.
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -71,6 +71,7 @@ class Config:
     def __post_init__(self) -> None:
         """Convert and check every field; ValueError for a value that no run could use."""
         for entry in fields(self):
+            # The dataclass is frozen: this is the one time that its fields are set to something else.
             object.__setattr__(self, entry.name, self.check(entry.name, getattr(self, entry.name)))
 
     @classmethod
@@ -196,6 +197,8 @@ class Config:
                 f"{where}must hold options by name, such as '{cls.example}', got {shown(mapping)}"
             )
         values: dict[str, Any] = {}
+        # One by one first, though the constructor checks them again: only here is it known that the file said
+        # so. A wrong value is an error of the file also where an override replaces it.
         for name, value in mapping.items():
             try:
                 values[name] = cls.check(name, value)
@@ -260,6 +263,7 @@ _WORDS: Mapping[Any, str] = {
 
 def _kind(cls: type[Config], name: str) -> tuple[Any, bool]:
     """The key in ``_WORDS`` of an option's type, and whether it can be left at None."""
+    # Annotations are texts, since the modules of configurations postpone their evaluation.
     hint = typing.get_type_hints(cls)[name]
     members = typing.get_args(hint)
     optional = type(None) in members
@@ -275,6 +279,7 @@ def _convert(value: Any, kind: Any, metadata: Mapping[str, Any], optional: bool)
     if kind is str:
         return _chosen(_text(value), metadata["choices"])
     if kind is Sequence:
+        # A text is a sequence of its letters; one alone is meant whole.
         several = [value] if isinstance(value, (str, PathLike)) else value
         if not isinstance(several, Sequence) or not several:
             raise ValueError
@@ -293,6 +298,7 @@ def _convert(value: Any, kind: Any, metadata: Mapping[str, Any], optional: bool)
 
 def _number_in(text: str) -> int | float | str:
     """The number that a text is; the text itself, for a message to show, where it is none."""
+    # int first: a seed beyond 2^53 would lose digits as a float.
     for kind in (int, float):
         try:
             return kind(text)
@@ -321,14 +327,17 @@ def _number(value: Any, kind: type) -> float:
         # Quoted in YAML, or a text in Python: it may be a name as well as a number, so it is not guessed.
         numeric = value.strip().lstrip("+-").replace(".", "", 1).isdecimal()
         raise ValueError("write it without quotes" if numeric else "")
+    # Python's True is the integer 1, and a seed of True is a mistake.
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError
     if kind is int:
         try:
+            # Takes the integers of NumPy, and no float, not even 3.0.
             return operator.index(value)  # type: ignore[arg-type]
         except TypeError:
             raise ValueError from None
     try:
+        # OverflowError is for an integer too large for any float.
         return float(value)
     except OverflowError:
         raise ValueError from None
@@ -337,6 +346,7 @@ def _number(value: Any, kind: type) -> float:
 def _inside(value: float, metadata: Mapping[str, Any]) -> float:
     low, above, high = metadata["low"], metadata["above"], metadata["high"]
     if (
+        # First, for NaN is neither below a bound nor above it.
         not math.isfinite(value)
         or (low is not None and value < low)
         or (above is not None and value <= above)

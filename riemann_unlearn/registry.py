@@ -59,6 +59,8 @@ class Registry(Mapping[str, T], Generic[T]):
             When the name is taken by something else. A class defined again under its own module and name
             (a cell of a notebook run twice) takes the place of the old one.
         """
+        # Not _loaded: home files its entries by this while it is being imported. A name that is added before
+        # and is one of ours is refused when home comes to it.
         known = self._entries.get(name)
         if known is not None and _origin(known) != _origin(entry):
             raise ValueError(f"there is a {self.kind} {name!r} already ({known!r}); choose another name")
@@ -82,6 +84,8 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._loaded())
 
     def _loaded(self) -> dict[str, T]:
+        # A look-up in sys.modules after the first time. While home is being imported it is there in part, and
+        # what it has filed so far is what there is.
         importlib.import_module(self._home)
         return self._entries
 
@@ -106,6 +110,7 @@ def register(entry: Entry) -> Entry:
     ValueError
         When the name is taken.
     """
+    # A base class holds the registry of its kind, so that classes and instances of it are asked alike.
     registry, name = getattr(entry, "registry", None), getattr(entry, "name", None)
     if not isinstance(registry, Registry):
         raise TypeError(
@@ -148,5 +153,6 @@ def import_files(package: str, path: Iterable[str]) -> None:
 
 def _origin(entry: Any) -> tuple[str, str]:
     """Where an entry was defined."""
+    # An instance's is its class's: another of the same class and name takes its place.
     kind = entry if isinstance(entry, type) else type(entry)
     return kind.__module__, kind.__qualname__

@@ -73,6 +73,7 @@ def run_name(method: str, model: str, forget: tuple[str, ...] | list[str], seed:
     """
     words = "+".join(forget)[:60]
     parts = (method, Path(model).stem, words, f"seed{seed}")
+    # No slash, colon or space of a path or a query gets into the name; "+" stays between concepts.
     return "-".join("".join(ch if ch.isalnum() or ch == "+" else "-" for ch in part) for part in parts)
 
 
@@ -110,6 +111,7 @@ class RunDirectory:
             return cls(_make_unused(output.base, dump_yaml(config)), config)
         folder = Path(output)
         check_free(folder)
+        # Of a failure below: a folder that was there stays, one that was made here goes.
         made = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -139,6 +141,7 @@ class RunDirectory:
         config = read_yaml(folder / CONFIG_NAME)
         if not isinstance(config, dict):
             raise ValueError(f"{folder / CONFIG_NAME} is not a run's configuration")
+        # Either will do: a training writes no metrics.
         finished = any((folder / name).is_file() for name in (METRICS_NAME, WEIGHTS_NAME))
         # The checkpoint goes last, so one that is there means that something is left to be done.
         if finished and not (folder / CHECKPOINT_NAME).is_file():
@@ -170,6 +173,7 @@ class RunDirectory:
     def save(self, parts: Mapping[str, Stateful]) -> None:
         """Write the checkpoint; the last one stays until this one is whole."""
         buffer = io.BytesIO()
+        # Into memory first, for atomic_write takes a content that is complete.
         torch.save({"format": FORMAT, **{name: part.state_dict() for name, part in parts.items()}}, buffer)
         self.write(CHECKPOINT_NAME, buffer.getvalue())
 
@@ -187,6 +191,7 @@ class RunDirectory:
         saved = _read_checkpoint(path)
         try:
             for name, part in parts.items():
+                # Part by part: after an error some are the checkpoint's and some not, and none is to be used.
                 part.load_state_dict(saved[name])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(_damaged(path, f"it does not fit this run: {_first_line(error)}")) from error
@@ -194,6 +199,7 @@ class RunDirectory:
 
     def finish(self) -> None:
         """Take away what only a running run needs; call it when all results are written."""
+        # Last of all: cut short before this, the run is one that can be resumed, not one that is finished.
         (self.folder / CHECKPOINT_NAME).unlink(missing_ok=True)
 
 
@@ -214,6 +220,7 @@ class Clock:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Add what an earlier session took."""
+        # Added to what has passed since this object was made, which is work too.
         self._before += state["seconds"]
 
 
@@ -223,6 +230,7 @@ def check_free(output: str | Path | Unused) -> None:
         return
     folder = Path(output)
     try:
+        # The ValueError is not caught below: it is no OSError.
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(_taken(folder))
     except OSError as error:  # a file, or a folder that may not be read
@@ -258,11 +266,13 @@ def _make_unused(base: Path, content: str) -> Path:
 def _write_first(path: Path, content: str) -> None:
     """Write a file that nobody else may be writing too; FileExistsError if somebody is."""
     try:
+        # Not atomic_write, which replaces what is there: only "x" tells which of two was first.
         with path.open("x", encoding="utf-8") as file:
             file.write(content)
     except FileExistsError:
         raise
     except OSError:
+        # Half written, it would keep the folder from being used again.
         path.unlink(missing_ok=True)
         raise
 
@@ -275,6 +285,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
             broken = archive.testzip()
         if broken is not None:
             raise ValueError(f"{broken} in it is not what was written")
+        # On the CPU: the device that wrote it may not be there, and load_state_dict copies to the parts'.
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged archive or pickle raises is anybody's guess
         raise ValueError(_damaged(path, _first_line(error))) from error

@@ -46,11 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(end="", flush=True)
     except KeyboardInterrupt as interruption:
         return _complain(str(interruption) or "interrupted", 130)
+    # Before OSError, which it is a kind of.
     except BrokenPipeError:
         # What read the output has enough, as `head` has.
         _abandon_output()
         return 141  # 128 + SIGPIPE, as a shell says it
     except OSError as error:
+        # Without a file it is standard output that failed, as on a full disk.
         if error.filename is None:
             _abandon_output()
         return _complain(reason(error), 1)
@@ -69,6 +71,7 @@ def _polite_kill() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
         yield
         return
+    # Put back afterwards, for main() may be called by a program that has a handler of its own.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -92,6 +95,7 @@ def _plain_warnings() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
+            # The file that a warning is of is where its stacklevel points.
             if "riemann_unlearn" in Path(filename).parts:
                 _complain(str(message), 0)
             else:

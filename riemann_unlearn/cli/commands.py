@@ -30,6 +30,7 @@ def given(options: argparse.Namespace, config: type[Config]) -> dict[str, Any]:
 def run(options: argparse.Namespace) -> None:
     """Forget, and write the run directory and its report."""
     asked = given(options, RunConfig)
+    # Taken out, for they are laid over the file's settings one by one and do not replace them.
     settings = {**asked.pop("settings", {})}
     if options.steps is not None:
         settings.update(RunConfig.parse("settings", [f"steps={options.steps}"]))
@@ -46,6 +47,7 @@ def run(options: argparse.Namespace) -> None:
         config = RunConfig.read_yaml(source, **asked)
     config = replace(config, settings={**config.settings, **settings})
 
+    # Only now, when what was asked has been checked: torch takes seconds to import.
     from riemann_unlearn.report import metrics_table, write_report
     from riemann_unlearn.runs import Unused, run_name
     from riemann_unlearn.unlearning import unlearn
@@ -76,6 +78,7 @@ def train(options: argparse.Namespace) -> None:
     from riemann_unlearn.evaluation import zero_shot
     from riemann_unlearn.models import list_models
 
+    # A bundled name goes before a file of that name.
     bundled = {info.name: info.path for info in list_models()}
     if options.model in bundled:
         model_file = bundled[options.model] / "open_clip_config.json"
@@ -107,6 +110,7 @@ def evaluate(options: argparse.Namespace) -> None:
     known = _metrics_in(Path(config.model))
     config = replace(
         config,
+        # What was asked first, then what the run was of, then the default.
         forget=config.forget or known.get("forget") or [DEFAULT_FORGET],
         data=config.data or known.get("data") or "emoji",
         before=config.before or (_untouched(known) if full else None),
@@ -140,6 +144,7 @@ def stability(options: argparse.Namespace) -> int:
     from riemann_unlearn.diagnostics import RADII, audit, find, plot
     from riemann_unlearn.training.driver import as_device
 
+    # An audit takes a while; what is wrong with its device and picture is said before it begins.
     as_device(options.device)
     if options.plot is not None:
         _check_picture(options.plot)

@@ -38,6 +38,7 @@ def foreseen(error: BaseException) -> bool:
 
 def _raised_here(error: BaseException) -> bool:
     """Whether a ``raise`` statement of this library is where the error began."""
+    # The last entry is the frame that raised; those before it called it.
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -46,5 +47,7 @@ def _raised_here(error: BaseException) -> bool:
     import dis
 
     frame = trace.tb_frame
+    # tb_lasti is the instruction that was under way: a raise statement's own, or a call, an unpacking, a
+    # subscript in which the interpreter found the fault.
     operation = dis.opname[frame.f_code.co_code[trace.tb_lasti]]
     return operation == "RAISE_VARARGS" and frame.f_globals["__name__"].startswith("riemann_unlearn.")

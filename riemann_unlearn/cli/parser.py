@@ -44,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser, config: type[Config]) -> None:
         words = about["help"]
         if kind in (Sequence, Mapping):
             words += "; repeatable"
+        # None and MISSING are no values that one could give.
         if isinstance(entry.default, (str, int, float)) and "(default" not in words:
             words += f" (default: {entry.default})"
         settings: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
@@ -54,7 +55,9 @@ def add_options(parser: argparse.ArgumentParser, config: type[Config]) -> None:
         parser.add_argument(
             config.flag(entry.name),
             dest=entry.name,
+            # Without a default the namespace tells what was given, which a file's options must not override.
             default=argparse.SUPPRESS,
+            # argparse formats help by %.
             help=words.replace("%", "%%"),
             **settings,
         )

@@ -61,6 +61,7 @@ def random_view(
     >>> random_view(images, (64, 64), torch.Generator().manual_seed(0)).shape
     torch.Size([2, 3, 64, 64])
     """
+    # One by one where sizes differ: how an image is fitted must not depend on what else is in the batch.
     if isinstance(images, Tensor):
         parts = [_fitted(images, size, fit)]
     else:
@@ -72,10 +73,13 @@ def random_view(
         drawn = torch.rand(n, *shape, generator=generator, dtype=torch.float32)
         return (low + (high - low) * drawn).to(device)
 
+    # What a seed gives depends on the order of the draws from here on, and on the images' number alone.
     angle = uniform(-MAX_ROTATION, MAX_ROTATION)
     zoom, aspect = uniform(*LOG_SCALE_RANGE), uniform(-LOG_ASPECT / 2, LOG_ASPECT / 2)
     # affine_grid maps output coordinates to input ones, so a magnification divides.
+    # The aspect goes half to either axis, with opposite signs: the area is then the zoom's alone.
     width, height = torch.exp(aspect - zoom), torch.exp(-aspect - zoom)
+    # R(angle) · diag(width, height): the stretch is along the view's own axes, whatever the angle.
     theta = torch.stack(
         [
             torch.stack([angle.cos() * width, -angle.sin() * height], -1),
@@ -93,13 +97,16 @@ def random_view(
         ]
     )
 
+    # One factor an image (the tint: one a channel), the same at every pixel.
     strength = COLOUR_STRENGTH
     gain = uniform(1 - strength, 1 + strength, 1, 1, 1)
     contrast = uniform(1 - strength, 1 + strength, 1, 1, 1)
     saturation = uniform(1 - strength, 1 + strength, 1, 1, 1)
     tint = uniform(1 - TINT_STRENGTH, 1 + TINT_STRENGTH, 3, 1, 1)
+    # Values may leave [0, 1] on the way and come back; clamping once, at the end, keeps what is between.
     grey = views.mean(1, keepdim=True)
     views = (grey + saturation * (views - grey)) * tint
+    # Of each image by itself: a view must not depend on its neighbours in the batch.
     centre = views.mean((1, 2, 3), keepdim=True)
     return ((centre + contrast * (views - centre)) * gain).clamp(0, 1)
 
@@ -107,10 +114,12 @@ def random_view(
 def _fitted(images: Tensor, size: tuple[int, int], fit: Callable[[Tensor], Tensor] | None) -> Tensor:
     """Images of one size in [0, 1], brought to ``size`` unless they fit and are of its proportions."""
     height, width = images.shape[-2:]
+    # Proportions compared by whole numbers, crosswise: a quotient would be rounded.
     if height <= size[0] and width <= size[1] and height * size[1] == width * size[0]:
         return _fractions(images)
     if fit is not None:
         return fit(images).to(images.device)
+    # Without antialias a large image would lose the lines that fall between the samples.
     return F.interpolate(_fractions(images), size, mode="bilinear", antialias=True)
 
 

@@ -85,10 +85,12 @@ def make_batch(
     # A name's caption is drawn for each image, since wordings differ; a label above has one wording, so
     # it is encoded once however many of the images go with it.
     texts = [sample_caption(taxonomy.concepts[i], generator) for i in concept.tolist()]
+    # Two images of one concept have a row each and one id: whatever the wording, neither is a negative.
     pairings = [Pairing(torch.arange(len(concept)), concept)]
     for depth, level in enumerate(taxonomy.levels[1:], start=1):
         ids = taxonomy.ancestor(depth)[concept]
         distinct, row = torch.unique(ids, return_inverse=True)
+        # Before the texts grow: these rows are counted from the end of those that are there.
         pairings.append(Pairing(len(texts) + row, ids))
         texts += [level.captions[i] for i in distinct.tolist()]
     images = random_view(samples.images[indices], size, generator, fit=fit)

@@ -50,6 +50,7 @@ def sample_caption(concept: Concept, generator: torch.Generator) -> str:
     draw = torch.rand((), generator=generator, dtype=torch.float32).item()
     if draw < NAME_PROBABILITY or not concept.keywords:
         return concept.name
+    # Without replacement, in random order: no keyword is drawn twice.
     order = torch.randperm(len(concept.keywords), generator=generator)[:MAX_KEYWORDS]
     words = [concept.keywords[i] for i in order.tolist()]
     # The rest of the unit interval, halved: the same draw says whether the name comes before the keywords.

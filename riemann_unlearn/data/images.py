@@ -22,6 +22,7 @@ FORMATS = ("WEBP", "PNG", "JPEG", "GIF", "BMP", "PPM")
 PostScript to an interpreter."""
 _ORIENTATION = 0x0112
 """EXIF's tag that says how a camera was held; 1 is upright."""
+# Upright, and numbers that EXIF does not have, are not here: such an image stays as it is.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -60,6 +61,8 @@ def decode(encoded: bytes) -> Tensor:
     # Whatever is wrong with a file, Pillow's decoders say it by some fifteen kinds of exception (OSError,
     # SyntaxError, struct.error, DecompressionBombError, ...), of which it documents two.
     try:
+        # Opening reads the header alone. The pixels come with the conversion, while the buffer is open and
+        # what a broken file raises is caught.
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             pixels = _opaque(image)
             turn = _TURNS.get(_orientation(image))
@@ -69,6 +72,7 @@ def decode(encoded: bytes) -> Tensor:
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
     if turn is not None:
         pixels = pixels.transpose(turn)
+    # np.array copies, and torch may write to the copy; what np.asarray gives is read-only.
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
 
 
@@ -80,15 +84,19 @@ def _opaque(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    # In RGBA, for a palette's or a colour key's transparency is an alpha channel there like any other.
     white.alpha_composite(image)
     return white.convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit grey in 8 bits, with the value that stands for transparent as an alpha channel."""
+    # int64, since uint16 would wrap around in the rounding below; clipped, since mode I has 32 bits.
     values = np.asarray(image).astype(np.int64).clip(0, 65535)
     # 65535 = 255 * 257, so this rounds v * 255 / 65535 to the nearest.
+    # There are no ties, for 257 is odd: a remainder of 128 goes down, one of 129 up.
     grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    # Compared in 16 bits: rounded to 8, up to 257 values would be as transparent as this one.
     transparent = image.info.get("transparency")
     if transparent is not None:
         grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))

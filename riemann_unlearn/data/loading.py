@@ -51,6 +51,7 @@ def load(data: str | Path | Source | Dataset = "emoji") -> Dataset:
         return data
     if isinstance(data, Source):
         return data.load(None)
+    # A name goes before a folder of that name in the working directory, which './emoji' asks for.
     if isinstance(data, str) and data in list_datasets():
         return replace(_instance(SOURCES[data]).load(None), name=data)
     path = Path(data).expanduser().resolve()
@@ -64,6 +65,7 @@ def load(data: str | Path | Source | Dataset = "emoji") -> Dataset:
     for entry in reversed(list(SOURCES.values())):
         source = _instance(entry)
         if source.opens(path):
+            # The resolved path: a run's config.yaml keeps it, and may be read from another working directory.
             return replace(source.load(path), name=str(path))
     known = "; ".join(f"{name}: {source.description}" for name, source in SOURCES.items())
     raise ValueError(f"{path} is nothing that a data source opens. There are {known}")

@@ -49,6 +49,7 @@ class Lookup:
 
     def __init__(self, levels: Sequence[tuple[str, Mapping[str, list[int]]]], keys: Sequence[str]) -> None:
         self._names = [name for name, _ in levels]
+        # By form, then by level: a query is tried in one form at all levels before it is tried in the next.
         self._tables = [[_in_form(table, form) for _, table in levels] for form in _FORMS]
         self._characters = {_without_selectors(key): [row] for row, key in enumerate(keys)}
 
@@ -69,9 +70,11 @@ class Lookup:
             for depth in depths:
                 if form(sought) in tables[depth]:
                     return depth, tables[depth][form(sought)]
+        # Last, for a character may be a label in its own right. Keys have its code points in lower-case hex.
         points = _without_selectors("-".join(f"{ord(character):04x}" for character in sought))
         if 0 in depths and points in self._characters:
             return 0, self._characters[points]
+        # A label that stands at two levels is suggested once.
         known = list(dict.fromkeys(label for depth in depths for label in self._tables[0][depth]))
         close = difflib.get_close_matches(sought, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
@@ -84,6 +87,7 @@ class Lookup:
         """The levels to look at, and what to look for: "kind: bird" is "bird" at the level called "kind"."""
         prefix, colon, rest = query.partition(":")
         named = [depth for depth, name in enumerate(self._names) if folded(name) == folded(prefix.strip())]
+        # A prefix that is no level's name is a part of the label, as in "flag: Norway".
         if colon and named:
             return named, rest.strip()
         return list(range(len(self._names))), query.strip()

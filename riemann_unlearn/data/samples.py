@@ -120,6 +120,8 @@ class Samples:
         if isinstance(self.images, Tensor):
             images = self.images[rows]
         else:
+            # Images only promises to take row numbers. They are kept for later: decoding now would hold the
+            # whole subset in memory.
             index = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
             images = Rows(self.images, index)
         return replace(self, images=images, concept=self.concept[rows], source=self.source[rows])
@@ -141,6 +143,7 @@ class Dataset:
     heldout: Samples | None
 
     def __post_init__(self) -> None:
+        # In order, since samples have indices into them; and with their paths, so the labels above agree too.
         if self.heldout is not None and self.heldout.taxonomy.concepts != self.seen.taxonomy.concepts:
             raise ValueError(
                 f"the seen and the held-out part of {self.name} have different concepts; "

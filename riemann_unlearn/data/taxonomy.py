@@ -135,6 +135,7 @@ class Taxonomy:
                 f"the {depth} levels above them; got {names}"
             )
         self.levels: tuple[Level, ...] = _levels(self.concepts, names, caption)
+        # By level, each concept's label there: one step up from its label at the level below.
         self._ancestors = [torch.arange(len(self.concepts))]
         for level in self.levels[:-1]:
             # Every level but the topmost has a parent.
@@ -177,6 +178,7 @@ class Taxonomy:
         >>> Taxonomy([owl, apple]).select(["\N{OWL}"]).concepts.tolist()
         [True, False]
         """
+        # A text is a sequence of its letters, each of which would be looked up.
         if isinstance(queries, str):
             raise TypeError(f"queries must be a sequence of strings, got {queries!r}; write [{queries!r}]")
         if not queries:
@@ -239,6 +241,7 @@ def _levels(
                         f"{name} {label!r} is in two labels of level {names[depth + 1]!r}, "
                         f"{parent_of[label]!r} and {group!r}"
                     )
+            # In the order in which the next round numbers its labels; else the parents would be others.
             index = {group: i for i, group in enumerate(dict.fromkeys(above))}
             parent = torch.tensor([index[parent_of[label]] for label in labels], dtype=torch.long)
             below = above

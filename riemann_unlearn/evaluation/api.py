@@ -242,6 +242,7 @@ def _full_audit(
     # First every model, then the measures: one may compare a model with any other.
     with bar:
         subjects = {role: timed("encode", lambda role=role: made(role)) for role in roles}  # type: ignore[misc]
+        # evaluate has warned of the same captions already, when it encoded them.
         if after is None:
             warn_of_shared(subjects["after"].captions)
         report = _measure(subjects, measures, seed, timed)
@@ -264,6 +265,7 @@ def _measure(
         for role, subject in subjects.items():
             reason = measure.unmet(subject, subjects)
             if reason is not None:
+                # Timed although nothing is done: the bar counts every measure of every model.
                 report[name][role] = timed(name, lambda: None)
                 # Data and selection are the same for all models, so the first one's reason is everyone's.
                 unmet.setdefault(name, reason)

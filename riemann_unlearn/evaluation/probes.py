@@ -34,6 +34,7 @@ def fit_regression(features: Tensor, labels: Tensor, test: Tensor, **options: An
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
+    # Fit on what the probe learns from alone: the test images must not take part in their own scaling.
     scaler = StandardScaler().fit(features.cpu())
     # C = 0.1 with unit-variance features; the probe must not fail for want of iterations.
     regression = LogisticRegression(C=0.1, max_iter=1000, tol=1e-3, **options)

@@ -114,6 +114,8 @@ class Subject:
         classes = self.taxonomy.ancestor(depth).to(self.selection.concepts.device).clone()
         alone = self.selection.concepts & ~self.selection.forgotten[depth][classes]
         count = len(self.taxonomy.levels[depth])
+        # Numbered behind the labels: a class of at least `count` is a concept by itself, which
+        # caption_of_class relies on.
         classes[alone] = count + torch.arange(int(alone.sum()), device=classes.device)
         return classes
 
@@ -149,6 +151,7 @@ class Subject:
 
     def at_most(self, most: int) -> Subject:
         """The same with at most ``most`` seen images, at even steps."""
+        # The rows that encode takes with most_seen: models encoded either way have the same images.
         rows = evenly(torch.arange(len(self.seen), device=self.seen.features.device), most)
         return self if len(rows) == len(self.seen) else replace(self, seen=self.seen.subset(rows))
 
@@ -220,5 +223,7 @@ def evenly(rows: Tensor, most: int) -> Tensor:
     if len(rows) <= most:
         return rows
     # float32, whatever the default dtype is: the same steps for everyone.
+    # The middles of equal parts, each longer than a row. The last is more than half a row before the end,
+    # which is more than float32 rounds by below 2^22 rows, so its index is a row's.
     steps = (torch.arange(most, dtype=torch.float32, device=rows.device) + 0.5).mul(len(rows) / most)
     return rows[steps.long()]

@@ -62,6 +62,7 @@ class Pairs:
     @property
     def retain(self) -> Tensor | None:
         """Which pairs are retain pairs, bool, shape (B,); None if all are."""
+        # None and not a mask of ones: a mean over all pairs then is a plain mean, without a mask.
         return None if self._forget is None else ~self._forget
 
     @property
@@ -77,6 +78,7 @@ class Pairs:
     def cones(self) -> Cones:
         """How far images lie outside their captions' cones, and the radii of both."""
         if self._cones is None:
+            # Texts are the broader side: a caption entails the images that it describes.
             self._cones = self.space.cones(self.texts, self.images)
         return self._cones
 
@@ -112,6 +114,7 @@ class PairLoss(nn.Module):
             raise ValueError("give space= or manifold=, not both")
         if min_radius is not None and not 0 < min_radius < math.inf:
             raise ValueError(f"min_radius must be positive, got {min_radius}")
+        # None stays None: what a call brings decides then, and a loss may serve models of several families.
         self.space = OnManifold(manifold=manifold) if manifold is not None else space
         self.min_radius = min_radius
         # A manifold says nothing about τ; a space does.
@@ -175,6 +178,7 @@ class PairLoss(nn.Module):
         # Once, at the door: terms and ops take what they are given.
         _check_batch(space, images, texts, forget, caption_ids)
         terms = self.terms(Pairs(images, texts, space, forget, caption_ids))
+        # The ops give float64 where the device has it; callers go on in their features' dtype, or float32.
         dtype = _result_dtype(images, texts)
         if output_dict:
             return {name: term.to(dtype) for name, term in terms.items()}
@@ -194,17 +198,20 @@ class PairLoss(nn.Module):
         given = {name: value for name, value in said.items() if value is not None}
         if space is not None:
             # What a model's output says beside its space, it has from there.
+            # By identity: to compare values would wait for the device, and two parameters may be equal.
             given = {name: value for name, value in given.items() if value is not getattr(space, name, None)}
         if space is not None and given:
             raise ValueError(
                 "space= has its own scale, bias and curvature; leave out logit_scale=, logit_bias=, c="
             )
         if space is None:
+            # No family starts at τ = 1: where it is left out by mistake, there would be a loss and no error.
             if self.needs_scale and "scale" not in given and not self._has_scale:
                 raise ValueError("how features compare is not known: pass logit_scale=, or space=model.space")
             space = _implied(given) if self.space is None else _changed(self.space, given)
         if self.needs_cones:
             space.require_cones()
+            # Last, for it belongs to the loss: it wins over the K of whichever space was chosen.
             if self.min_radius is not None:
                 space = _changed(space, {"min_radius": self.min_radius})
         return space
@@ -213,6 +220,7 @@ class PairLoss(nn.Module):
 def check_weights(**weights: float) -> None:
     """Raise ValueError for weights of terms that no batch could be scored with."""
     for name, weight in weights.items():
+        # Turned about like this the comparison refuses NaN too.
         if not 0 <= weight < math.inf:
             raise ValueError(f"{name} is a weight and must be finite and at least 0, got {weight}")
 
@@ -229,9 +237,13 @@ def loss_inputs(space: Space) -> dict[str, Any]:
     {'logit_scale': 10.0, 'logit_bias': -10.0}
     """
     known = {field.name for field in dataclasses.fields(space)}
+    # Fields and not attributes: every space has a bias, which is 0 and no field where its family has none,
+    # and a logit_bias among the inputs would be read as a sigmoid.
     given: dict[str, Curvature] = {name: getattr(space, name) for name in _NAMES if name in known}
     inputs = {_NAMES[name]: value for name, value in given.items()}
+    # No family has both, and _implied raises for it: such a space can only be passed whole.
     implied = None if {"bias", "c"} <= known else _implied(given)
+    # The very type: a subclass may compare features in its own way, which no number here would tell.
     if type(implied) is type(space) and implied.min_radius == space.min_radius:
         return inputs
     return {**inputs, "space": space}
@@ -265,6 +277,7 @@ def _check_batch(
     space: Space, images: Tensor, texts: Tensor, forget: Tensor | None, caption_ids: Tensor | None
 ) -> None:
     """Raise for features that are not a batch of pairs, or masks that do not belong to it."""
+    # Dtypes and shapes alone: to look at values would wait for the device at every step.
     space.check("image_features", images)
     space.check("text_features", texts)
     if images.shape != texts.shape:
@@ -289,5 +302,6 @@ def _result_dtype(*features: Tensor) -> torch.dtype:
     """The widest real dtype of the features and float32."""
     dtype = torch.float32
     for side in features:
+        # Points of some manifolds are complex; distances, and so losses, are real.
         dtype = torch.promote_types(dtype, side.real.dtype)
     return dtype

@@ -75,12 +75,15 @@ class AlignmentCalibration(PairLoss):
         """The four terms, weighted."""
         # One pass over all pairs serves the four of them.
         statistics, space = pairs.statistics, pairs.space
+        # The normalizers of retain pairs run over retain pairs alone, so the mean over these is L_con of R by
+        # itself. Those of forget pairs run over the whole batch, as L_perf wants them.
         contrast = functional.contrastive(statistics, space.scale, space.bias, pairs.retain)
         negative = functional.negative_alignment(statistics)
         positive = functional.positive_alignment(statistics, pairs.forget)
         performance = functional.performance(statistics, pairs.forget)
         return {
             "contrastive_loss": contrast,
+            # Weighted here and not in the sum: what is logged adds up to what is minimized.
             "negative_alignment_loss": self.epsilon * self.alpha * negative,
             "positive_alignment_loss": self.epsilon * self.beta * positive,
             "performance_loss": self.epsilon * self.gamma * performance,
@@ -168,6 +171,7 @@ class HyperbolicAlignmentCalibration(AlignmentCalibration):
         super().__init__(
             alpha, beta, gamma, epsilon=epsilon, space=space, manifold=manifold, min_radius=min_radius
         )
+        # A negative weight would turn a term about, and L_norm would drive away the radii that it is to hold.
         check_weights(omega=omega, eta=eta, entailment_weight=entailment_weight)
         if isinstance(target_radius, str):
             if target_radius not in ("retain", "origin"):
@@ -182,6 +186,7 @@ class HyperbolicAlignmentCalibration(AlignmentCalibration):
     def terms(self, pairs: Pairs) -> dict[str, Tensor]:
         """Those of AC and the three that need cones, weighted."""
         cones, forget = pairs.cones, pairs.forget
+        # The two are each other's mirror: retain images are drawn into the cones, forget images out of them.
         entailment = functional.entailment(cones, pairs.retain)
         cone_exit = functional.cone_exit(cones, forget)
         # Images lie in the cones of their captions, so they are the narrower side.

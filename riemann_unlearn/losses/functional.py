@@ -28,6 +28,7 @@ from riemann_unlearn.ops import Cones, Contrastive
 def mean_over(values: Tensor, chosen: Tensor | None) -> Tensor:
     """Mean over the chosen entries, 0 over none; without a host synchronization."""
     if chosen is None:
+        # The mean of nothing is NaN. The sum of nothing is 0, and still hangs on the graph.
         return values.mean() if values.numel() else values.sum()
     # What is not chosen may be infinite, and 0·inf would be NaN: it is left out, not multiplied by 0.
     return torch.where(chosen, values, 0.0).sum() / chosen.sum().clamp(min=1)
@@ -63,6 +64,8 @@ def contrastive(
     >>> contrastive(from_similarities(torch.zeros(4, 4), 1.0), logit_scale=1.0)     # nothing known: log 4
     tensor(1.3863)
     """
+    # Rows and columns hold the bias as well. It cancels where they are log-sum-exp, which shifts by as much,
+    # and not where they are sums of softplus, which do not.
     own = logit_scale * statistics.matched + logit_bias
     return mean_over((statistics.rows + statistics.columns) / 2 - own, pairs)
 
@@ -122,6 +125,7 @@ def entailment(cones: Cones, pairs: Tensor | None = None) -> Tensor:
     pairs : Tensor, shape (B,), optional
         bool; the pairs that take part.
     """
+    # outside is ext - aper, negative within the cone: there an image costs nothing, however deep it lies.
     return mean_over(cones.outside.clamp(min=0), pairs)
 
 
@@ -131,6 +135,7 @@ def cone_exit(cones: Cones, forget: Tensor) -> Tensor:
     :math:`L_{out} = \operatorname{mean}_U \max(0, \mathrm{aper}(t) - \mathrm{ext}(t, i))`, HAC's entailment
     calibration. Parameters as for :func:`entailment`.
     """
+    # Clamped, so that an image that is out is let be: else the term would drive it on to the far side.
     return mean_over((-cones.outside).clamp(min=0), forget)
 
 
@@ -161,10 +166,15 @@ def norm_regularization(radii: Sequence[Tensor], forget: Tensor, target: str | f
     off, held = torch.stack(tuple(radii)), forget
     if target == "retain":
         retain = ~forget
+        # A tensor and no if: to ask whether there are any would wait for the device.
         held = forget & retain.any()
+        # As in mean_over: a forget pair whose radius overflowed must not reach the mean as 0·inf.
         mean = torch.where(retain, off, 0.0).sum(-1, keepdim=True) / retain.sum().clamp(min=1)
         # Without the detach the term would be made small by moving the retained instead.
         off = off - mean.detach()
+    # For "origin" r* is 0, and the radii are the differences already.
     elif not isinstance(target, str):
         off = off - target
+    # Squares first, then the mean over the modalities: an image too far out does not make up for a text
+    # too far in.
     return mean_over(off.square().mean(0), held)

@@ -84,6 +84,7 @@ class DualEncoder(nn.Module, ABC):
     space_defaults: ClassVar[Mapping[str, float]] = {}
     """Keys of ``space_cfg`` and their defaults; all are positive numbers."""
 
+    # CLIP's first temperature, 0.07 (Radford et al. 2021, section 2.5), of which τ is the inverse.
     initial_logit_scale: ClassVar[float] = math.log(1 / 0.07)
     vocabulary: Path | None = None
 
@@ -96,6 +97,7 @@ class DualEncoder(nn.Module, ABC):
     ) -> None:
         super().__init__()
         preprocess_cfg = preprocess_cfg or {"mean": [0.5] * 3, "std": [0.5] * 3}
+        # All of it before the towers: they take memory by the sizes in a file that may come from anywhere.
         check_model_cfg(model_cfg, self.model_rules)
         check_preprocess_cfg(preprocess_cfg, model_cfg)
         check_space_cfg(space_cfg or {}, self.space_defaults, self.name)
@@ -115,14 +117,18 @@ class DualEncoder(nn.Module, ABC):
         # whatever torch's default dtype is: it is what checkpoints hold and what the losses are proved for.
         self.visual: nn.Module = towers.visual.to(torch.float32, memory_format=torch.channels_last)
         self.text: nn.Module = towers.text.to(torch.float32)
+        # Of open_clip's model only the towers are kept, and not its scalars: they are the family's business.
         self.logit_scale = scalar(model_cfg.get("init_logit_scale", self.initial_logit_scale))
         self.tokenizer = tokenizer
+        # 224 is open_clip's default; 0.5, below, is this class's.
         size = model_cfg["vision_cfg"].get("image_size", 224)
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
         for key in ("mean", "std"):
             value = preprocess_cfg.get(key, 0.5)
             channels = [value] * 3 if isinstance(value, (int, float)) else value
             buffer = torch.tensor(channels, dtype=torch.float32).view(3, 1, 1)
+            # Buffers, so that they move with the model. Not saved: the configuration in the checkpoint has
+            # them, and a second copy could disagree with it.
             self.register_buffer(key, buffer, persistent=False)
         self.mean: Tensor
         self.std: Tensor
@@ -242,6 +248,7 @@ class DualEncoder(nn.Module, ABC):
         ValueError
             When the tower does not end in a linear layer to D features; it stays as it was.
         """
+        # In float64 the folded weights are rounded once, when they are copied into the float32 parameters.
         matrix = matrix.to(self.device, torch.float64)
         error = ValueError(
             f"the image tower does not end in a linear layer to {len(matrix)} features, "
@@ -250,24 +257,30 @@ class DualEncoder(nn.Module, ABC):
         tower: Any = self.visual
         if isinstance(projection := getattr(tower, "proj", None), nn.Parameter):  # open_clip's ViT: x @ proj
             last: list[Tensor] = [projection]
+            # M (x P)ᵀ = (x (P Mᵀ))ᵀ: rows are features here, so the map comes in from the right, transposed.
             folded = [projection.double() @ matrix.mT]
         else:
             linear = [module for module in tower.modules() if isinstance(module, nn.Linear)]
             if not linear or linear[-1].out_features != len(matrix):
                 raise error
             last = [p for p in (linear[-1].weight, linear[-1].bias) if p is not None]
+            # M (W x + b) = (M W) x + M b: the bias goes through the map as well.
             folded = [matrix @ parameter.double() for parameter in last]
         # The layer that comes last by name need not be the last that is run (a residual sum or a norm may
         # follow), so the tower itself is asked whether the map arrived.
         height, width = self.image_size
         ramp = torch.linspace(-1, 1, 3 * height * width, device=self.device, dtype=self.mean.dtype)
+        # Fixed images and no random ones: the caller's random numbers stay the same, and so does the answer.
         probe = torch.stack([ramp, ramp.sin()]).view(2, 3, height, width)
+        # Dropout is off, and batch norm neither moves nor looks at the probe: all difference is the map's.
         with evaluating(self):
             before = tower(probe).double()
+            # Copies, for the new values go into the same tensors: an optimizer and wrappers hold these.
             kept = [parameter.clone() for parameter in last]
             _copy(folded, last)
             after = tower(probe).double()
         # A map may take nearly all of these two images' features away: what is left is held against what was.
+        # Asked as "not <=", NaN counts as a failure too, and the weights go back.
         if not (after - before @ matrix.mT).norm() <= 1e-4 * before.norm() * max(1.0, matrix.norm()):
             _copy(kept, last)
             raise error
@@ -288,6 +301,7 @@ def _towers(model_cfg: Mapping[str, Any]) -> Any:
     try:
         return open_clip.CustomTextCLIP(
             model_cfg["embed_dim"],
+            # Copies, for nothing promises that open_clip leaves what it is given as it is.
             copy.deepcopy(dict(model_cfg["vision_cfg"])),
             copy.deepcopy(dict(model_cfg["text_cfg"])),
             quick_gelu=model_cfg.get("quick_gelu", False),
@@ -300,6 +314,8 @@ def _towers(model_cfg: Mapping[str, Any]) -> Any:
 
 
 def _check_tokenizer(tokenizer: Any, towers: Any) -> None:
+    # A tokenizer that does not say its size is taken at its word. A token beyond the tower's table would fail
+    # only where it first occurs, and on a GPU as an assertion on the device.
     size = getattr(tokenizer, "vocab_size", towers.vocab_size)
     if size != towers.vocab_size:
         raise ValueError(

@@ -46,6 +46,8 @@ _STORED = ("F64", "F32", "F16", "BF16")
 """Dtypes of weights, as safetensors calls them."""
 
 _TOKENIZER: dict[str, Rule] = {
+    # No separator of any system, no colon of a drive, no NUL, which no path may hold. ".." passes and does no
+    # harm: it is a folder, and only files are found.
     "bpe_path": (
         lambda value: (
             isinstance(value, str)
@@ -205,6 +207,8 @@ def convert(model: nn.Module, family: str | type[DualEncoder]) -> DualEncoder:
     space = {key: value for key, value in config.get("space", {}).items() if key in target.space_defaults}
     result = target(model_cfg, inner.tokenizer, config["preprocess_cfg"], space)
     result.vocabulary = inner.vocabulary
+    # Towers of one model_cfg have the same names and shapes in every family. What else the new model has is
+    # missing here on purpose and keeps its first value; hence strict=False.
     towers = {key: value for key, value in state_of(inner).items() if key.startswith(("visual.", "text."))}
     result.load_state_dict(towers, strict=False)
     return result.to(inner.device).train(inner.training)
@@ -232,19 +236,25 @@ def save_model(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.fl
     inner, path = unwrap(model), Path(path)
     tensors: dict[str, Tensor] = {}
     for key, value in state_of(inner).items():
+        # Counts of batches are integers, and matter only to batch norm that averages without a momentum.
         if key.endswith(_COUNTER):
             continue
+        # Vectors and scalars are few: half precision would save next to nothing and cost digits of τ and c.
         stored = value.detach().to("cpu", dtype if value.ndim > 1 else torch.float32)
+        # Only what the narrower dtype did is refused here: float16 ends at 65504. A diverged model is written
+        # as it is, to be looked at; load says what is wrong with it.
         if not stored.isfinite().all() and value.isfinite().all():
             raise ValueError(f"{key} has values too large for {stored.dtype}; save the model in float32")
         # A copy, for safetensors takes no two tensors that share memory, as tied weights do.
         tensors[key] = stored.contiguous().clone()
+    # The vocabulary first: where a checkpoint is, what it names is there too, also after a crash in between.
     if inner.vocabulary is not None:
         beside, content = path.parent / inner.vocabulary.name, inner.vocabulary.read_bytes()
         if not beside.exists():
             atomic_write(beside, content)
         elif beside.read_bytes() != content:
             raise ValueError(f"another vocabulary lies at {beside}; save the model to another folder")
+    # Keys in order: equal configurations are written as equal bytes.
     atomic_write(path, save(tensors, {"config": json.dumps(inner.config, sort_keys=True)}))
 
 
@@ -303,6 +313,7 @@ def make_tokenizer(text_cfg: Mapping[str, Any], folder: Path | None) -> tuple[Si
         vocabulary = _find_vocabulary(arguments["bpe_path"], folder)
         arguments["bpe_path"] = str(vocabulary)
     tokenizer = SimpleTokenizer(context_length=text_cfg.get("context_length", 77), **arguments)
+    # A bundled file is found by its name wherever this library is, so it need not be saved beside weights.
     own = vocabulary is not None and vocabulary.parent != _BUNDLED
     return tokenizer, vocabulary if own else None
 
@@ -315,6 +326,8 @@ def _build(
     family = FAMILIES[config["architecture"]]
     model_cfg = config["model_cfg"]
     check_model_cfg(model_cfg, family.model_rules)
+    # From the cheapest check to the dearest: sizes by arithmetic, then names and shapes without memory, and
+    # only then a model. Each keeps the next from being asked for too much.
     if shapes is not None:
         check_sizes(model_cfg, shapes.values())
     tokenizer, vocabulary = make_tokenizer(model_cfg["text_cfg"], folder)
@@ -352,6 +365,7 @@ def _compare(skeleton: DualEncoder, shapes: Mapping[str, tuple[int, ...]]) -> No
 def _file_of(name_or_path: str | Path) -> Path:
     """The checkpoint file that is meant."""
     path = Path(name_or_path)
+    # A bundled name comes first: what it means must not depend on the working directory.
     if str(name_or_path) in _MODELS:
         return _MODELS[str(name_or_path)].path / WEIGHTS_NAME
     names = (WEIGHTS_NAME, HF_SAFE_WEIGHTS_NAME)
@@ -378,6 +392,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]], dict[
                     kinds = ", ".join(_STORED)
                     raise ValueError(f"{path} cannot be loaded: {key} is stored as {dtype}, not as {kinds}")
             # The header has been checked against the file's length: no more can be read than is there.
+            # A float64 too large for float32 becomes infinite here and is refused below.
             state = {key: file.get_tensor(key).float() for key in keys}
     except (SafetensorError, OSError) as error:
         raise ValueError(_unreadable(path, error)) from None
@@ -390,6 +405,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]], dict[
     if "text_projection" in state:
         # open_clip's plain CLIP (not custom_text) has the text tower's parts beside the image tower.
         names = {name: name if name.startswith(("visual.", "logit_")) else f"text.{name}" for name in state}
+        # Both alike: _compare looks at the shapes, load_state_dict at the weights.
         shapes = {names[name]: shape for name, shape in shapes.items()}
         state = {names[name]: value for name, value in state.items()}
     return config, shapes, state
@@ -450,6 +466,7 @@ def _find_vocabulary(name: str, folder: Path | None) -> Path:
 def _check_vocabulary(path: Path) -> None:
     try:
         with gzip.open(path) as file:
+            # One byte over the limit shows that there is more, and the rest is never unpacked.
             content = file.read(MAX_VOCABULARY + 1)
         content.decode()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:

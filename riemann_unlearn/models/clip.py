@@ -30,6 +30,7 @@ class CLIP(DualEncoder):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Unit feature vectors of preprocessed images, shape (N, D)."""
+        # Widened before it is normalized: a unit vector in half precision has two or three digits.
         return F.normalize(self.visual(images).float(), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ def _is_side(value: Any) -> bool:
 
 def one_of(*choices: Any) -> Rule:
     """One of a few values."""
+    # By type as well: 1 == True and 0 == False, so that a number would pass for a flag.
     return lambda value: any(type(value) is type(c) and value == c for c in choices), (
         "one of " + ", ".join(map(repr, choices)) if len(choices) > 1 else repr(choices[0])
     )
@@ -65,11 +66,13 @@ _PIXELS: Rule = (
 )
 _LAYERS: Rule = (lambda value: _is_size(value) or _is_list(value, 4, _is_size), "a number, or four (ResNet)")
 _CHANNELS: Rule = (lambda value: _is_number(value) or _is_list(value, 3, _is_number), "three finite numbers")
+# Positive: images are divided by them.
 _SPREADS: Rule = (
     lambda value: POSITIVE[0](value) or _is_list(value, 3, POSITIVE[0]),
     "three positive finite numbers",
 )
 _FILL: Rule = (lambda value: type(value) is int and 0 <= value <= 255, "an integer from 0 to 255")
+# open_clip's own heads are "abs_attn" and "rot_attn"; the others are handed on to timm.
 _POOLS = ("avg", "", "abs_attn", "rot_attn", "avgmax", "max", "catavgmax", "fast", "token", "map")
 _ACTIVATION: Rule = (
     lambda value: isinstance(value, dict) and value in ({}, {"approximate": "tanh"}, {"approximate": "none"}),
@@ -267,10 +270,12 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     check(config, _TOP, required=("model_cfg",))
     if "architecture" in config:
+        # A configuration of ours leaves out what equals our defaults: open_clip's must not be filled in.
         return dict(config)
     family = "SigLIP" if config["model_cfg"].get("init_logit_bias") is not None else "CLIP"
     # null is open_clip's word for "as by default".
     model_cfg = {key: value for key, value in config["model_cfg"].items() if value is not None}
+    # Without the size: the tower's own counts, and open_clip's 224 would contradict any other.
     defaults = {key: value for key, value in asdict(PreprocessCfg()).items() if key != "size"}
     given = {key: value for key, value in (config.get("preprocess_cfg") or {}).items() if value is not None}
     return {**config, "architecture": family, "model_cfg": model_cfg, "preprocess_cfg": {**defaults, **given}}
@@ -302,8 +307,13 @@ def check_sizes(model_cfg: Mapping[str, Any], shapes: Collection[tuple[int, ...]
         cfg = model_cfg[tower]
         layers = cfg.get("layers", 1)
         total = sum(layers) if isinstance(layers, (list, tuple)) else layers
+        # Every layer has a tensor of its own, so there are no more layers than tensors.
         declared[f"{tower}.layers"] = (total, len(shapes))
+        # Where nothing is said open_clip's defaults hold, which are small.
         declared |= {f"{tower}.{key}": (cfg[key], largest) for key in sizes if key in cfg}
+        # A hidden layer has width times ratio units, which is some tensor's dimension. The width is at least
+        # 1, so the ratio alone is no larger: weaker than it could be, and enough, for shapes are compared
+        # later.
         declared[f"{tower}.mlp_ratio"] = (math.ceil(cfg.get("mlp_ratio", 1)), largest)
     vision = model_cfg["vision_cfg"]
     if not vision.get("timm_model_name") and isinstance(vision.get("layers", 1), int):

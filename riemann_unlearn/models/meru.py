@@ -63,7 +63,10 @@ class MERU(DualEncoder):
         super().__init__(model_cfg, tokenizer, preprocess_cfg, space_cfg)
         curvature = float(model_cfg.get("curvature_init", 1.0))
         self.log_curvature = scalar(math.log(curvature))
+        # Around the c₀ of the configuration and not around a c that is loaded: the range stays the same when
+        # training goes on from a checkpoint.
         self._log_curvature_range = (math.log(curvature / 10), math.log(curvature * 10))
+        # D entries of size 1 then make a vector of length 1, whatever D is.
         scale = -0.5 * math.log(model_cfg["embed_dim"])
         self.image_log_scale = scalar(scale)
         self.text_log_scale = scalar(scale)
@@ -82,6 +85,8 @@ class MERU(DualEncoder):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Tangent vectors at the origin, shape (N, D), float32."""
+        # Widened before it is scaled: a tensor without axes does not widen what it is multiplied with, and
+        # under autocast the product would be rounded to half precision.
         features: Tensor = self.visual(images).float() * self.image_log_scale.exp()
         return features
 
@@ -92,6 +97,7 @@ class MERU(DualEncoder):
 
     def lift(self, features: Tensor) -> Tensor:
         """Space components of the points that tangent ``features`` stand for, in float32."""
+        # The space components alone: the time component is sqrt(1/c + |x|²).
         return expmap0(features.float(), self.curvature)
 
     @torch.no_grad()
@@ -99,5 +105,6 @@ class MERU(DualEncoder):
         """Keep τ ≤ 100, c in [c₀/10, 10·c₀] and both feature scales ≤ 1."""
         super().clamp_()
         self.log_curvature.clamp_(*self._log_curvature_range)
+        # exp(0) = 1: a scale may shrink what a tower emits, not blow it up.
         self.image_log_scale.clamp_(max=0.0)
         self.text_log_scale.clamp_(max=0.0)

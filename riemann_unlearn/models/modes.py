@@ -26,10 +26,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     >>> model.training, model.text.training
     (True, False)
     """
+    # Each module's own: a single flag for the whole model would lose which parts were frozen.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
         for module, training in modes:
+            # The flag itself: module.train() would set the mode of everything below it as well.
             module.training = training

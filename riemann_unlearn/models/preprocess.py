@@ -34,7 +34,9 @@ def fit(images: Tensor, size: tuple[int, int], preprocess_cfg: Mapping[str, Any]
     interpolation = preprocess_cfg.get("interpolation", "bilinear")
     height, width = images.shape[-2:]
     scaled = _scaled_size((height, width), size, mode)
+    # An image of the right size stays as it is, to the bit.
     if (height, width) != scaled:
+        # Antialiased below, as PIL does and so open_clip: else a smaller image is made of few of the pixels.
         how = "bilinear" if interpolation == "bilinear" else "bicubic"
         if scaled[1] == 1:
             # torch 2.14 gives every row of a column of width 1 the first row's value, on CPUs; of a row of
@@ -45,6 +47,7 @@ def fit(images: Tensor, size: tuple[int, int], preprocess_cfg: Mapping[str, Any]
         if how == "bicubic":  # a cubic overshoots at edges; bytes, on which open_clip works, cannot
             images = images.clamp(0, 1)
     if mode == "longest":
+        # After scaling, so that the interpolation does not mix the image with its frame.
         images = _pad(images, size, preprocess_cfg.get("fill_color", 0) / 255)
     return _crop(images, size)
 
@@ -62,6 +65,8 @@ def _scaled_size(source: tuple[int, int], size: tuple[int, int], mode: str) -> t
         if height <= width:
             return short, int(short * width / height)
         return int(short * height / width), short
+    # round takes halves to the even number, and so does open_clip's ResizeKeepRatio. At least 1: a strip
+    # long enough would have no height left.
     return max(1, round(height / ratio)), max(1, round(width / ratio))
 
 
@@ -73,5 +78,6 @@ def _pad(images: Tensor, size: tuple[int, int], fill: float) -> Tensor:
 
 
 def _crop(images: Tensor, size: tuple[int, int]) -> Tensor:
+    # Halves to the even number, as torchvision's CenterCrop has them. Where nothing stands out both are 0.
     top, left = (round((m - n) / 2) for n, m in zip(size, images.shape[-2:], strict=True))
     return images[..., top : top + size[0], left : left + size[1]]

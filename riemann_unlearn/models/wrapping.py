@@ -31,6 +31,7 @@ def unwrap(model: nn.Module) -> DualEncoder:
     True
     """
     inner: Any = model
+    # Wrappers nest in any order, as in DistributedDataParallel around torch.compile.
     while not isinstance(inner, DualEncoder):
         inner = inner.module if isinstance(inner, _PARALLEL) else getattr(inner, _COMPILED, None)
         if inner is None:
@@ -51,6 +52,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     """
     model = unwrap(model)
     wrapped = set()
+    # With duplicates: state_dict lists a module that is held under two names twice, and both need renaming.
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, _PARALLEL):
             wrapped.add(f"{name}.module")

@@ -102,12 +102,16 @@ def choose(op: str, device: str, dtype: torch.dtype) -> Backend:
     ValueError
         When none serves.
     """
+    # Only the op's own entries are asked whether they are available: that may import a package.
     serving = [entry for entry in BACKENDS.values() if entry.op == op and entry.serves(device, dtype)]
     if not serving:
         raise ValueError(f"no backend of {op!r} serves features of {dtype} on {device!r}")
+    # Entries are filed from the general to the particular, so that the last is the fastest, or the user's
+    # own.
     return serving[-1]
 
 
+# The registry and the imports behind ``available`` are nothing that torch.compile could trace.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def derivatives(op: str, device: str, dtype: torch.dtype) -> int:
     """How often the results of what serves can be differentiated; a constant in a compiled graph."""
@@ -141,6 +145,7 @@ def backend(device: torch.device | str = "cpu") -> str:
 def has_numba() -> bool:
     """Whether numba can be imported; importing it takes a while, so it is asked only when an op runs."""
     try:
+        # Imported, not only looked for: numba that is installed may refuse the numpy beside it.
         importlib.import_module("numba")
     except ImportError:
         return False
@@ -164,4 +169,5 @@ def as_scalar(value: Curvature, like: Tensor, *, curvature: bool = False) -> Ten
         return value.to(like.device).reshape(())
     if curvature:
         sqrt_c(value, like)
+    # float64, whatever the features are: a curvature that were rounded to float32 would move all radii.
     return torch.tensor(value, dtype=torch.float64, device=like.device)

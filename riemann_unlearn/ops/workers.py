@@ -39,6 +39,7 @@ def run(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
 
     if len(tasks) == 1:
         return [guarded(tasks[0])]
+    # In the order of the tasks, whoever ends first: callers add results up, and get the same sum each time.
     return list(_pool().map(guarded, tasks))
 
 
@@ -52,6 +53,8 @@ def _pool() -> ThreadPoolExecutor:
     with _lock:
         if _made is None:
             threads = torch.get_num_threads()
+            # An executor starts a thread only where none is idle. Each waits at the barrier before its first
+            # task, so that none is idle until all are there; the last to wait is whoever made the pool.
             ready = Barrier(MOST + 1)
             _made = ThreadPoolExecutor(MOST, "riemann_unlearn", lambda: _start(ready))
             for _ in range(MOST):
@@ -71,6 +74,7 @@ def _start(ready: Barrier) -> None:
 def _forget() -> None:
     """Threads do not survive a fork."""
     global _made, _lock
+    # A new lock too: another thread may have held the old one when the process was forked.
     _made, _lock = None, Lock()
 
 

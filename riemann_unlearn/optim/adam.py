@@ -150,9 +150,11 @@ class RiemannianAdam(RiemannianOptimizer):
             for p in group["params"]:
                 held = self.state.get(p)
                 if held:
+                    # geoopt's is an int, and torch's may lie on another device than our options ask for.
                     held["step"] = self._step_count(group, p, float(held["step"]))
 
     def _step_count(self, group: dict[str, Any], p: Tensor, value: float) -> Tensor:
+        # torch's fused kernel reads the count on the device; we read it as a number, on the CPU: no wait.
         on_device = group["capturable"] or (group["fused"] and manifold_of(p) is None)
         return torch.tensor(value, dtype=torch.float32, device=p.device if on_device else "cpu")
 
@@ -169,6 +171,7 @@ class RiemannianAdam(RiemannianOptimizer):
                     state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
         if manifold is not None:
             for name in names:
+                # Missing where AMSGrad was switched on later; one number a coordinate where it is geoopt's.
                 if name not in state or state[name].numel() == p.numel() > 0:
                     generic.second_moment(state, name, manifold, p.detach())
         return state
@@ -213,6 +216,7 @@ class RiemannianAdam(RiemannianOptimizer):
         )
         names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
         together = group["foreach"] is not False
+        # Points of a batch share a bias correction, unless counts are tensors: then each row has its own.
         for batch in batches(params, lambda p: (counts.get(p), sparse_id(p)), together):
             count = counts.get(batch[0])
             self._step_batch(group, batch, names, self._per_point(batch) if count is None else count)
@@ -228,6 +232,7 @@ class RiemannianAdam(RiemannianOptimizer):
         steps = torch.stack([self.state[p]["step"] for p in params])
         if len(params) == 1:
             return steps[0]
+        # Points of each parameter, in the order in which they are stacked.
         sizes = [p.shape[: p.ndim - manifold.ndim].numel() for p in params]
         return torch.cat([step.expand(size) for step, size in zip(steps, sizes, strict=True)])
 
@@ -248,6 +253,7 @@ class RiemannianAdam(RiemannianOptimizer):
         correction1, correction2 = 1 - beta1**count, 1 - beta2**count
         longest = math.inf if group["max_step"] is None else group["max_step"]
         if closed_form:
+            # (N, 1) as (N,), by views, for the moments are updated in place.
             flat = [None if each is None else each.reshape(-1) for each in (average, largest)]
             lorentz.adam_rows(
                 points,
@@ -262,6 +268,7 @@ class RiemannianAdam(RiemannianOptimizer):
             return
         if isinstance(count, Tensor) and count.ndim > 0:
             shape = (-1,) + (1,) * (points.ndim - 1)
+            # One for each row, against points of any number of axes.
             correction1, correction2 = correction1.view(shape), correction2.view(shape)
         new_points, new_momenta = generic.adam_points(
             manifold,

@@ -39,6 +39,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        # By state name and first parameter: the stacked state of a batch, and the views of it that the
+        # parameters hold.
         self._stacks: dict[tuple[str, int], tuple[Tensor, list[Tensor]]] = {}
         super().__init__(params, defaults)
 
@@ -50,12 +52,14 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a state of ours, of geoopt's or of torch's."""
         super().__setstate__(state)
+        # Loading has replaced the state's tensors, and unpickling has made no _stacks.
         self._stacks = {}
         for group in self.param_groups:
             self._complete(group)
 
     def _complete(self, group: dict[str, Any]) -> None:
         """Fill in and check what a new or loaded group leaves open."""
+        # A group of geoopt's or torch's has none of the options that only we have.
         for option, value in self.defaults.items():
             group.setdefault(option, value)
         self._check(group)
@@ -81,6 +85,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError(f"lr must be one number, got a tensor of shape {tuple(lr.shape)}")
         for option in ("lr", "weight_decay", "eps", "momentum"):
+            # Not `< 0`, which lets NaN pass.
             if option in group and not group[option] >= 0:
                 raise ValueError(f"{option} must not be negative, got {group[option]}")
         betas = group.get("betas", (0.0, 0.0))
@@ -131,6 +136,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     (euclidean if manifold_of(p) is None else moving).append(p)
+            # Of every group, before any Euclidean parameter is stepped: k may be in any of them, and a
+            # gradient at a point belongs to the k that it was taken with.
             if moving:
                 self._step_manifolds(group, moving)
             flat.append((group, euclidean))
@@ -156,6 +163,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             state = self.state.get(p)
             if manifold is None or not state:
                 continue
+            # First the point, for the momentum is to be tangent where it is then.
             p.copy_(manifold.projx(p))
             vectors = state.get(self._momentum_name)
             if vectors is not None:
@@ -190,6 +198,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         manifold = manifold_of_point(params[0])
         closed_form = is_lorentz(params[0])
         stack = is_uniform(manifold)
+        # One parameter is stepped in its own memory; several are copied together, stepped and copied back.
         points = params if len(params) > 1 else [params[0].detach()]
         gradients = [cast(Tensor, p.grad) for p in params]
         rows: Tensor | None = None
@@ -202,21 +211,27 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         stacks = [stacked(points, manifold.ndim) if stack else points[0]]
         stacks += [self._stacked_state(params, name, manifold.ndim, stack) for name in names]
         if group["maximize"]:
+            # A new tensor, as below: a gradient may be a view of DDP's buckets, and is the caller's to keep.
+            # Before the weight decay, which is no part of what is maximized, as in torch.
             gradient = -gradient
         if group["lazy"] and rows is None:
+            # Before the weight decay is added, or no row would be zero.
             rows = (gradient.flatten(1) != 0).any(-1).nonzero()[:, 0]
             gradient = gradient[rows]
         if rows is not None and len(rows) == 0:
             return  # not every manifold's maps take no points at all
+        # Indexing copies, so what is stepped has to be written back below.
         selected = stacks if rows is None else [each[rows] for each in stacks]
         if group["weight_decay"] != 0 and not self._decays(group):
             gradient = gradient.add(selected[0], alpha=group["weight_decay"])
         self._advance(group, manifold, selected, gradient, count, closed_form)
         if self._decays(group):
+            # After the step, at the point that it led to.
             self._decay(group, manifold, selected, closed_form)
         if rows is not None:
             for whole, part in zip(stacks, selected, strict=True):
                 whole.index_copy_(0, rows, part)
+        # A parameter alone that is not contiguous was copied too.
         if len(points) > 1 or stacks[0].data_ptr() != points[0].data_ptr():
             scatter(stacks[0], points)
 
@@ -225,6 +240,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         held: list[Tensor] = [self.state[p][name] for p in params]
         if not stack:
             return held[0]
+        # An id may be another parameter's by now, a batch may have grown, a state may have been loaded:
+        # the cached stack counts only if its views are the very tensors that the parameters hold.
         key = name, id(params[0])
         whole, parts = self._stacks.get(key, (held[0], []))
         if len(parts) != len(held) or any(a is not b for a, b in zip(parts, held, strict=True)):
@@ -242,6 +259,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         keep = 1 - group["lr"] * group["weight_decay"]
         if isinstance(keep, Tensor) and keep.device.type == "cpu":
             keep = keep.item()
+        # Momenta come first among the names of either optimizer's state.
         vectors = stacks[1] if len(stacks) > 1 else None
         if closed_form:
             lorentz.decay_rows(stacks[0], vectors, curvature.scalar_k(manifold, stacks[0]), keep)
@@ -255,6 +273,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         self, stepped: list[tuple[dict[str, Any], list[Tensor]]]
     ) -> list[tuple[Tensor, Tensor]]:
         """Curvatures of Lorentz points that nothing keeps positive, and their values before the step."""
+        # By id, for == of tensors compares their elements. The loop over all parameters is left out where no
+        # scalar was stepped.
         scalars = {
             id(p): p
             for group, params in stepped
@@ -275,9 +295,11 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             if "curvature_clamp" in group:
                 for k in params:
                     k.clamp_(*group["curvature_clamp"])
+            # Whether or not k changed: on a device that could not be asked without waiting.
             moved.update(id(p) for p in params if p.numel() == 1)
         if not moved:
             return
+        # Points that had no gradient follow too: they lie on the same hyperboloid.
         for p in chain.from_iterable(group["params"] for group in self.param_groups):
             manifold = manifold_of(p)
             if isinstance(manifold, geoopt.Lorentz) and id(manifold.k) in moved:
@@ -290,6 +312,7 @@ def _refuse_negative(curvatures: list[tuple[Tensor, Tensor]]) -> None:
     for k, before in curvatures:
         if not bool((k > 0).all()):
             led_to = k.item()
+            # Put back first, so that who catches the error has points that lie on their manifold.
             k.copy_(before)
             raise ValueError(
                 f"the step led a manifold's k from {before.item():.4g} to {led_to:.4g}, and k must be "
@@ -311,5 +334,6 @@ def _sparse_rows(p: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
             "a sparse gradient needs a table of points in its rows, "
             f"got a parameter of shape {tuple(p.shape)}"
         )
+    # A row looked up twice is there twice. Rows are written back by index, where the last one would win.
     gradient = gradient.coalesce()
     return gradient.indices()[0], gradient.values()

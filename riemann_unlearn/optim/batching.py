@@ -20,6 +20,7 @@ from torch import Tensor
 def manifold_of(parameter: Tensor) -> geoopt.Manifold | None:
     """The manifold of a parameter; None when torch's kernels are to step it."""
     manifold = getattr(parameter, "manifold", None)
+    # geoopt.Euclidean(ndim=1) has a norm for each vector, and so one second moment a vector: not torch's.
     if manifold is None or (isinstance(manifold, geoopt.Euclidean) and manifold.ndim == 0):
         return None
     return manifold
@@ -53,7 +54,9 @@ def batches(
     together : bool
         False makes every parameter a batch of its own.
     """
+    # In the order of the parameters, so that a step is the same from run to run.
     groups: dict[Hashable, list[Tensor]] = {}
+    # Looked up once for each manifold, not for each of perhaps thousands of parameters.
     spaces: dict[int, tuple[Hashable, int]] = {}
     for parameter in parameters:
         manifold = manifold_of_point(parameter)
@@ -61,6 +64,7 @@ def batches(
             spaces[id(manifold)] = _space_key(manifold), manifold.ndim
         space, ndim = spaces[id(manifold)]
         key: Hashable = id(parameter)
+        # Parameters may differ in how many points they hold, not in the shape of one.
         if together and space is not None:
             shape = parameter.shape
             key = space, shape[len(shape) - ndim :], parameter.dtype, parameter.device, distinguish(parameter)
@@ -76,6 +80,7 @@ def stacked(tensors: Sequence[Tensor], point_ndim: int) -> Tensor:
         else tensor.reshape(-1, *tensor.shape[tensor.ndim - point_ndim :])
         for tensor in tensors
     ]
+    # reshape and contiguous return their argument where they can, so one tensor is stepped where it lies.
     return rows[0].contiguous() if len(rows) == 1 else torch.cat(rows)
 
 
@@ -100,6 +105,8 @@ def _space_key(manifold: geoopt.Manifold) -> Hashable | None:
     if not is_uniform(manifold):
         return None
     if isinstance(manifold, geoopt.Lorentz) and manifold.k.device.type == "cpu":
+        # Layers often have a manifold each, of the same fixed k: one space. A learnable k may differ from
+        # its equal after the next step, and keeps to its own.
         return manifold.k.item(), manifold.k.requires_grad and id(manifold)
     return id(manifold)
 
@@ -130,5 +137,6 @@ def is_uniform(manifold: geoopt.Manifold) -> bool:
         base = base.base
     if base is not manifold and isinstance(base, geoopt.ProductManifold):
         return False
+    # A tensor with an entry for each point belongs to its points by position, which stacking changes.
     tensors = chain(manifold.parameters(), manifold.buffers())
     return isinstance(base, _ROWWISE) and all(tensor.numel() == 1 for tensor in tensors)

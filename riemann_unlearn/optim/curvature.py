@@ -63,6 +63,7 @@ def curvature_group(
     return {
         "params": [manifold.k],
         "lr": lr,
+        # A decay of k would draw the curvature -1/k toward minus infinity. `options` may still ask for it.
         "weight_decay": 0.0,
         "curvature_clamp": (low * k, high * k),
         **options,
@@ -72,10 +73,12 @@ def curvature_group(
 def follow_(points: Tensor, momenta: Tensor | None, k: Tensor) -> None:
     """Bring points and momenta onto the hyperboloid of ``k``, space components kept, in place."""
     space = points[..., 1:]
+    # In float64, where squares of float32 neither overflow nor lose digits to their sum; MPS has none.
     wide = space.double() if points.device.type != "mps" else space
     time = (wide.square().sum(-1) + k.detach().to(wide)).sqrt()
     points[..., 0] = time
     if momenta is not None:
+        # The time that makes it tangent: m_t p_t = (m_s, x).
         momenta[..., 0] = (wide * momenta[..., 1:]).sum(-1) / time
 
 

@@ -67,10 +67,12 @@ class Signatures(NamedTuple):
 
 def row_dot(rows: Tensor) -> Dot:
     """The weighted sum of x·y in each row, for tiles of ``rows``."""
+    # Made once for all tiles. Every dot overwrites it, and has summed it before the next one comes.
     work = rows.new_empty(_height(rows), rows.shape[-1]) if rows.device.type == "cpu" else None
 
     def dot(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         product = x * y if work is None else torch.mul(x, y, out=work[: len(x)])
+        # The weights carry the signature: no signed copy of x, and time is left out without a slice.
         return torch.mv(product, weights)
 
     return dot
@@ -136,6 +138,7 @@ def adam_rows(
         square, time, delta, length = accumulate(p, g, m, signs, k, beta, dot)
         v.mul_(moment.beta).add_(square, alpha=1 - moment.beta)
         if top is not None:
+            # Of the averages as they are, before the bias correction, as in torch and geoopt.
             v = torch.maximum(top, v, out=top)
         denominator = v / (moment.correction if correction is None else block_correction)
         scaled = step_size if scale is None else block_scale
@@ -160,6 +163,8 @@ def move(
     if not isinstance(speed, Tensor) and speed == 0:  # not a bit of p is to change
         m.addcmul_(p, delta.unsqueeze(1))
         return
+    # With b w = cosh n - 1, the first two shears leave p at cosh n p + b m, the exponential map, and the
+    # third leaves m at cosh n m - √c|m| sinh n p, its velocity. δp joins q in the first: one pass less.
     w, b = step_coefficients(time, delta, length, speed, k, longest)
     m.addcmul_(p, (delta + w).unsqueeze(1))
     p.addcmul_(m, b.unsqueeze(1))
@@ -178,8 +183,11 @@ def accumulate(
     # Squares that overflow stop the row, as they do in Adam, and do not make it NaN by inf - inf.
     square = dot(g, g, signs.lorentz).add_(a * a * k).clamp_min_(0).nan_to_num_(math.inf, math.inf)
     time = p[:, 0].contiguous()
+    # From here on a is (1-β)a, of the new momentum; the square above needed all of it.
     a = a.mul_(1 - beta)
+    # m_t/p_t of βm + (1-β)(Jg + ap): J gives g_t its minus, and the p_t of a p_t cancels.
     delta = (m[:, 0] * beta).sub_(g[:, 0] * (1 - beta)).div_(time).add_(a)
+    # Space needs no J. What lerp makes of the time is wrong, and q has none: it is set to 0.
     m.lerp_(g, 1 - beta).addcmul_(p, (a - delta).unsqueeze(1))
     m[:, 0] = 0
     return square, time, delta, dot(m, m, signs.space).add_(delta * delta * k).sqrt_()
@@ -209,6 +217,7 @@ def sgd_rows(
             u = r
         else:
             m.mul_(momentum).add_(r, alpha=1 - dampening)
+            # Without Nesterov u is m itself, and moving the point carries the momentum along in place.
             u = r.add_(m, alpha=momentum) if nesterov else m
         old = u.clone() if nesterov else u
         delta = u[:, 0] / time
@@ -219,14 +228,17 @@ def sgd_rows(
         if nesterov and (isinstance(lr, Tensor) or lr != 0):
             # Only the part of the momentum along the step turns with it.
             inner = dot(old, m, signs.lorentz)
+            # The part of m along old, share times old, became share times u; the rest is as it was.
             share = inner.div_(square.clamp_min_(torch.finfo(p.dtype).tiny)).unsqueeze(1)
             m.addcmul_(u - old, share)
+            # Tangent to the new point, to rounding: the time is what (p, m) = 0 asks for.
             m[:, 0] = dot(p, m, signs.space) / p[:, 0]
 
 
 def gradient_rows(p: Tensor, g: Tensor, k: Scalar) -> Tensor:
     """The Riemannian gradients, ambient."""
     r = torch.addcmul(g, p, ((p * g).sum(-1, keepdim=True) / k))
+    # J after the fact: +g_t above becomes -g_t.
     r[:, 0] -= 2 * g[:, 0]
     return r
 
@@ -241,8 +253,10 @@ def decay_rows(points: Tensor, momenta: Tensor | None, k: Scalar, keep: Scalar) 
     space = points[:, 1:]
     size = torch.linalg.vector_norm(space, dim=-1)
     away = size > 0
+    # At the origin the quotients below are 0/0. There the ratio is its limit, keep; any size will do.
     size = torch.where(away, size, 1)
     radius = torch.asinh(size / root)
+    # sinh a - sinh b = 2 cosh((a+b)/2) sinh((a-b)/2), and cosh a - cosh b the same with sinh twice.
     half = torch.sinh(radius * ((keep - 1) / 2))
     longer = 2 * torch.cosh(radius * ((keep + 1) / 2)) * half * (root / size)  # (sinh keep·r - sinh r)/sinh r
     ratio = torch.where(away, 1 + longer, keep)
@@ -250,9 +264,11 @@ def decay_rows(points: Tensor, momenta: Tensor | None, k: Scalar, keep: Scalar) 
         # Transport keeps the part across the ray; the part along it is ρ(sinh r, cosh r x/|x|).
         along = torch.where(away, momenta[:, 0] * root / size, 0)
         change = 2 * torch.sinh(radius * ((keep + 1) / 2)) * half
+        # Before the points are moved: the direction is that of the old space components, of length size.
         momenta[:, 1:].addcmul_(space, (along * change / size).unsqueeze(1))
         momenta[:, 0] *= ratio
     space.mul_(ratio.unsqueeze(1))
+    # The stored time may be rounded otherwise, and a point that is to stay keeps its bits.
     points[:, 0] = torch.where(ratio == 1, points[:, 0], (space.square().sum(-1) + k).sqrt_())
 
 
@@ -270,11 +286,18 @@ def step_coefficients(
     # An infinite length (its square overflowed) meets a speed of 0, and the row stays where it is.
     size = size.clamp(info.tiny, info.max)
     n = (size * speed).div_(root)
+    # κ = -√k δ/|m|, for p_t becomes p_t(cosh n + κ sinh n). As |m|² = |q|² + kδ², it is within ±1 but for
+    # rounding.
     outward = (delta / size).mul_(-root).clamp_(-1, 1)
+    # A is 1 for a point that lies beyond already: outward it stays, inward it may go until it is as far out
+    # again. Nor can A² - 1 + κ² be negative then.
     growth = (furthest(time.dtype) * root / time).clamp_min_(1)
+    # From A = cosh n + κ sinh n, a quadratic in eⁿ. 1 + κ is rounded to 0 straight toward the origin; the
+    # floor makes the bound smaller, never larger.
     most = (growth + (growth.square() + (outward.square() - 1)).sqrt_()) / (1 + outward).clamp_min_(info.eps)
     n = torch.minimum(n, most.log_()).clamp_max_(longest / root)
     # sinh n = tanh(n/2)·(1 + cosh n): no term cancels, and unlike sinh both are vectorized.
+    # half first: exp_ overwrites n. The last line overwrites half, of which b is made.
     half = torch.tanh(n / 2)
     grown = n.exp_()
     b = (grown + 1 / grown).div_(2).add_(1).mul_(half).div_(size).mul_(-root)
@@ -293,9 +316,11 @@ def _compiled_adam_rows(
 ) -> None:
     from riemann_unlearn.optim import lorentz_rows
 
+    # The kernel wants an array for the largest moment too. Without AMSGrad it reads none: the average again.
     tensors = points, gradients, momenta, moment.average, moment.average
     if moment.largest is not None:
         tensors = *tensors[:4], moment.largest
+    # Numbers as floats, for numba compiles once more for every other combination of types.
     with _jit.threads():
         lorentz_rows.adam(
             *(tensor.numpy() for tensor in tensors),

@@ -51,7 +51,9 @@ def adam(  # pragma: no cover  (compiled)
     width = points.shape[1]
     real = points.dtype.type
     root = math.sqrt(k)
+    # In the dtype of the arrays: one float64 factor would make float64 of the whole loop over a row.
     keep, take = real(beta1), real(1 - beta1)
+    # No row needs another, so that bits do not depend on how rows are shared among threads.
     for i in prange(points.shape[0]):
         time = float(points[i, 0])
         tilt, mu = real(gradients[i, 0] / time), real(momenta[i, 0] / time)
@@ -59,11 +61,13 @@ def adam(  # pragma: no cover  (compiled)
         for j in range(1, width):
             x = points[i, j]
             e = gradients[i, j] + tilt * x
+            # q replaces m at once: m_t/p_t and g_t/p_t were taken before the loop, and no more is needed.
             q = keep * (momenta[i, j] - mu * x) + take * e
             momenta[i, j] = q
             ee += e * e
             xe += x * e
             qq += q * q
+        # r_t/p_t. That |r|² is a sum of squares then, not |r_s|² - r_t², keeps it exact far out.
         slope = xe / k
         delta = beta1 * mu + (1 - beta1) * slope
         square = ee + k * slope * slope
@@ -81,6 +85,8 @@ def adam(  # pragma: no cover  (compiled)
                 momenta[i, j] += real(delta) * points[i, j]
             momenta[i, 0] = delta * time
             continue
+        # expm1 keeps the digits of a short step, which exp(n) - 1 loses. For a step so long that it
+        # overflows, infinity is over the bound, and n is made shorter before anything is computed of it.
         grown = math.expm1(n)
         if (grown + 1) * time > furthest * root:
             # See lorentz.step_coefficients; by no direction does p_t grow by more than exp n.
@@ -93,6 +99,7 @@ def adam(  # pragma: no cover  (compiled)
         w = -size / root * (grown / (grown + 2))
         b = -root / size * (grown * (grown + 2) / (2 * (grown + 1)))
         first, middle, last = real(delta + w), real(b), real(w)
+        # The three shears at once, coordinate by coordinate: first q, with it the new x, with that the new m.
         xx = real(0)
         for j in range(1, width):
             q = momenta[i, j] + first * points[i, j]
@@ -100,6 +107,7 @@ def adam(  # pragma: no cover  (compiled)
             points[i, j] = x
             momenta[i, j] = q + last * x
             xx += x * x
+        # The time of m by the same shears, q having none. That of p comes from its space components.
         turned = (delta + w) * time
         momenta[i, 0] = turned + w * (time + b * turned)
         points[i, 0] = math.sqrt(k + xx)

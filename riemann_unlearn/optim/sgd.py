@@ -101,6 +101,7 @@ class RiemannianSGD(RiemannianOptimizer):
             "maximize": maximize,
             "differentiable": differentiable,
             "fused": fused,
+            # In the group, as geoopt has it: SGD has no count for each parameter.
             "step": 0,
         }
         super().__init__(params, defaults)
@@ -124,6 +125,7 @@ class RiemannianSGD(RiemannianOptimizer):
             fused=group["fused"] and not sparse,
         )
         if group["momentum"] != 0:
+            # torch puts first buffers into the list that it was given, not into the state.
             for p, buffer in zip(params, buffers, strict=True):
                 self.state[p]["momentum_buffer"] = buffer
 
@@ -136,6 +138,7 @@ class RiemannianSGD(RiemannianOptimizer):
                 if not started[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         together = group["foreach"] is not False
+        # First momenta are not damped, so those that start are no batch with those that go on.
         for batch in batches(params, lambda p: (started[p], sparse_id(p)), together):
             self._step_batch(group, batch, names, 1.0 if started[batch[0]] else 0.0)
         every = group["stabilize"]
@@ -170,8 +173,10 @@ class RiemannianSGD(RiemannianOptimizer):
                 longest=longest,
             )
             return
+        # A copy, for geoopt's Lorentz flips the sign of the gradient's time in place.
         direction = manifold.egrad2rgrad(points, gradients.clone())
         if momenta is not None:
+            # In tangent vectors: the momentum was carried to this point at the end of the last step.
             momenta.mul_(group["momentum"]).add_(direction, alpha=1 - dampening)
             direction = direction.add(momenta, alpha=group["momentum"]) if group["nesterov"] else momenta
         if lr == 0:
@@ -180,6 +185,7 @@ class RiemannianSGD(RiemannianOptimizer):
             manifold,
             points,
             direction * -lr,
+            # The maps want a vector to carry. Without momentum any will do; the result is dropped.
             direction if momenta is None else momenta,
             retraction=group["retraction"],
             longest=longest,

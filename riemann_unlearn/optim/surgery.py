@@ -49,6 +49,7 @@ def riemannian_inner(params: Sequence[Tensor], first: Gradients, second: Gradien
     >>> riemannian_inner([p], [g], [h]).item()
     1.0
     """
+    # In float64, so that large parameters do not drown small ones.
     total = torch.zeros((), dtype=torch.float64, device=params[0].device if params else None)
     for p, g, h in zip(params, first, second, strict=True):
         if g is not None and h is not None:
@@ -135,6 +136,8 @@ class GradientSurgery:
         """
         params = self.params
         options: dict[str, Any] = {"allow_unused": True}
+        # The losses share most of a graph, which the first must leave to the second. Neither touches p.grad:
+        # a step's gradients are set below, not added to what a former one left.
         lowered = torch.autograd.grad(forget, params, retain_graph=True, **options)
         protected = torch.autograd.grad(retain, params, **options)
         kept = project_conflicting(params, lowered, protected)
@@ -173,6 +176,7 @@ def clip_grad_norm_(params: Sequence[Tensor], max_norm: float) -> Tensor:
     params = [p for p in params if p.grad is not None]
     gradients = [cast(Tensor, p.grad) for p in params]
     size = riemannian_inner(params, gradients, gradients).clamp_min(0).sqrt()
+    # One factor for all, so that the direction is kept. No branch, so that the host waits for no device.
     scale = torch.where(size > max_norm, max_norm / size, 1.0)
     for gradient in gradients:
         gradient.mul_(scale.to(gradient))
@@ -189,6 +193,7 @@ def _inner(p: Tensor, manifold: geoopt.Manifold | None, g: Tensor, h: Tensor) ->
         k: Tensor = manifold.k.detach().to(point)
         a, b = ((point * each).sum(-1) / k for each in (g, h))
         return ((g * h).sum(-1) - 2 * g[..., 0] * h[..., 0] + k * a * b).sum()
+    # Copies, for some of geoopt's manifolds write into the gradient that they are given.
     first = manifold.egrad2rgrad(p, g.clone())
     second = manifold.egrad2rgrad(p, h.clone())
     return cast(Tensor, manifold.inner(p, first, second)).sum()

@@ -79,6 +79,7 @@ def figure_svg(figure: Figure, name: str, title: str, description: str) -> str:
     root = ElementTree.fromstring(legible(buffer.getvalue()))
     used = {reference.strip("#()") for reference in _REFERENCE.findall(buffer.getvalue())}
     for parent in root.iter():
+        # A list, for removing from what is being gone through would pass over the next one.
         for child in list(parent):
             # Its style sheet would hold for the whole page, which has one of its own.
             if _local(child.tag) in ("metadata", "style"):
@@ -90,6 +91,7 @@ def figure_svg(figure: Figure, name: str, title: str, description: str) -> str:
         own = element.attrib.pop("id", None)
         if own in used:
             element.attrib["id"] = f"{name}-{own}"
+    # Matplotlib's SVG has 72 units to the inch, so that the units of the viewBox are points.
     width, height = map(float, root.attrib["viewBox"].split()[2:])
     root.attrib = {
         "viewBox": root.attrib["viewBox"],
@@ -100,6 +102,7 @@ def figure_svg(figure: Figure, name: str, title: str, description: str) -> str:
         "aria-describedby": f"{name}-desc",
         "fill": "currentColor",  # matplotlib leaves out what is black, the default
     }
+    # Each is put first, so the title comes to stand before the description, where SVG wants it.
     for tag, text in (("desc", description), ("title", title)):
         child = ElementTree.Element(tag, {"id": f"{name}-{tag}"})
         child.text = legible(text)
@@ -142,8 +145,10 @@ def loss_curves(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     window = math.ceil(len(history) / _MOST_POINTS)
     parts = [history[i : i + window] for i in range(0, len(history), window)]
     for number, name in enumerate(names):
+        # Of the steps that have the term; where none has it the mean is NaN, and the line has a gap.
         values = [_mean([record[name] for record in part if name in record]) for part in parts]
         axes.plot(
+            # The middle of the steps that a point is the mean of, counted from 1; the last part may be short.
             [1 + window * i + (len(part) - 1) / 2 for i, part in enumerate(parts)],
             values,
             # A line is told by its dashes too, and a single step is a dot.
@@ -167,6 +172,7 @@ def loss_ends(history: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, fl
     ends: dict[str, tuple[float, float]] = {}
     for record in history:
         for name, value in record.items():
+            # The first value stays, the last one is overwritten; a dict keeps the place of what is set again.
             if name.endswith("_loss"):
                 ends[name] = (ends.get(name, (value,))[0], value)
     return ends
@@ -203,6 +209,7 @@ def before_after_bars(rows: Sequence[Measured]) -> Figure:
         axes.set_xlim(-1, 101)
         axes.tick_params(axis="y", length=0)
     panels[0].set_yticks(range(len(rows)), [row.label for row in rows])
+    # The first row on top, as in the table; the panels share the axis.
     panels[0].invert_yaxis()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=len(labels))

@@ -76,6 +76,7 @@ def write_report(folder: str | Path) -> Path:
             f"{folder} holds no finished run: expected {METRICS_NAME}, or {AUDIT_NAME} of an audit"
         )
     history = _read(folder / HISTORY_NAME, lines=True) or []
+    # Measures draw with matplotlib's settings of that moment, so the whole page is made in here.
     with drawing():
         page = _audit_page(audit) if metrics is None else _run_page(metrics, history, audit)
     path = folder / REPORT_NAME
@@ -111,6 +112,7 @@ def _run_page(
     }
     sections = [_split(number, title, rows) for number, (title, rows) in enumerate(measured(metrics).items())]
     if audit is None:
+        # With an audit its own list stands instead, which has the quick measures' reasons too.
         sections += _unmeasured(not_measured(metrics["unmet"]))
     else:
         sections += _audit(audit)
@@ -134,6 +136,7 @@ def _split(number: int, title: str, rows: list[Measured]) -> Section:
     name = f"bars-{number}"
     described = f"Bars of the table above: before in grey, after in blue; {len(rows)} measures."
     svg = _svg(before_after_bars(rows), name, f"{title}: before and after", described)
+    # How to read them stands once, above the first table.
     texts = [_READING] if number == 0 else []
     texts += [f"{row.label} is measured on {row.on}." for row in rows if row.on]
     return Section(title.capitalize(), texts=tuple(texts), table=table, svg=svg)
@@ -198,6 +201,7 @@ def _environment() -> Environment:
     return Environment(
         loader=PackageLoader("riemann_unlearn.report"),
         autoescape=True,  # of every template, whatever its file is called
+        # A name that a template misspells is an error, not a blank.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

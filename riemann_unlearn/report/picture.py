@@ -51,6 +51,7 @@ def write_picture(run: str | Path, path: str | Path) -> None:
     metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
     dataset = load_data(metrics["data"])
     shown = _shown(dataset, metrics["forget"])
+    # One after the other, so that only one model is held at a time.
     before, after = (_called(load_model(model), shown) for model in (metrics["model"], run))
     with drawing():
         atomic_write(path, _draw(metrics, shown, before, after, SEEN if dataset.heldout is None else HELDOUT))
@@ -98,6 +99,7 @@ def _draw(
     _bars(right.subplots(), metrics, split)
     right.suptitle(f"{metrics['method']} on {_short(metrics['model'], 40)}, {split}", fontsize=11)
     buffer = io.BytesIO()
+    # Without matplotlib's version, which it would write into the file.
     figure.savefig(buffer, dpi=110, format="png", metadata={"Software": None}, facecolor="white")
     return buffer.getvalue()
 

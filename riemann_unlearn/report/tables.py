@@ -112,6 +112,7 @@ def measured(metrics: Mapping[str, Any]) -> dict[str, list[Measured]]:
     before, after, chance = metrics["before"], metrics["after"], metrics.get("chance", {})
     result = {}
     for title, split in _SPLITS.items():
+        # Groups of the seen images stand at the top of a measurement, those of the held-out under a name.
         first, last = (part if split is None else part.get(split) for part in (before, after))
         if first is None or last is None:
             continue
@@ -150,6 +151,7 @@ def run_table(title: str, rows: Sequence[Measured]) -> Table:
         cells = []
         for group in GROUPS:
             before, after = row.shares[group]
+            # Of the shares, not of the rounded figures beside it: the last digit may differ from theirs.
             change = "–" if before is None or after is None else f"{100 * (after - before):+.1f}"
             cells += [percent(before), percent(after), change]
         remark = "" if row.chance is None else f"chance {100 * row.chance:.2f}"
@@ -175,6 +177,7 @@ def audit_tables(full: Mapping[str, Any]) -> list[Asked]:
     known = chosen_measures()
     result = []
     for name, of_roles in full.items():
+        # Measures are told from the other keys by their form, not by name: a third party's has any name.
         if not isinstance(of_roles, Mapping) or not set(of_roles) <= set(ROLES):
             continue  # what is said of all measures, such as the seconds that each took
         values = {role: of_roles[role] for role in ROLES if of_roles.get(role) is not None}
@@ -184,6 +187,7 @@ def audit_tables(full: Mapping[str, Any]) -> list[Asked]:
             for role, value in values.items()
         }
         # What no model has a figure for is no row.
+        # A dict for a set that keeps its order: a row stands where the first model that has it puts it.
         labels = dict.fromkeys(
             label for rows in columns.values() for label, cell in rows.items() if cell != "–"
         )

@@ -77,6 +77,7 @@ def _table_text(table: Table, label_width: int) -> str:
     corner = table.title
     if table.spans:
         # The title shares its line with the spans, each centred over its columns; the heads come below.
+        # A column's width includes the gap before it, so the sum of widths is where the columns end.
         each = len(widths) // len(table.spans)
         over = [sum(widths[i : i + each]) for i in range(0, len(widths), each)]
         spans = "".join(f"{_plain(span):^{width}}" for span, width in zip(table.spans, over, strict=True))
@@ -159,6 +160,8 @@ def _steers(character: str) -> bool:
 
 def _width(text: str) -> int:
     """Columns of a terminal: 2 for CJK and emoji, 0 for what joins the character before it."""
+    # Counted on the text as it was given: what _plain replaces becomes one mark of one column, so it must not
+    # count as joined, although the bidirectional controls are of category Cf.
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     joined = sum(
         unicodedata.category(character) in ("Mn", "Me", "Cf") and not _steers(character) for character in text

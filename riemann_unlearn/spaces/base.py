@@ -35,6 +35,7 @@ _ENTRIES = 2**22
 """Similarities held at a time where only their order is asked for: 16 MiB of float32."""
 
 
+# Fields may be tensors, whose == is a tensor again: a space equals itself alone, and hashes by identity.
 @dataclass(frozen=True, eq=False)
 class Space(ABC):
     """How features compare, and what that takes.
@@ -79,6 +80,7 @@ class Space(ABC):
         """Whether there are entailment cones, so that one feature can be a kind of another."""
         return False
 
+    # Without an annotation, which would make it a field, and an argument, of every space.
     min_radius = 0.1
     """K of the entailment cones, where there are any: they open at sinh r = 2K (MERU's is 0.1)."""
 
@@ -134,6 +136,7 @@ class Space(ABC):
         """
         s = self.pairwise(a, b)
         # A product cannot resolve near pairs, and training makes the matched ones near.
+        # Out of place: what pairwise returned may be saved for its backward.
         s = torch.diagonal_scatter(s, self.matched(a, b).to(s.dtype))
         return ops.from_similarities(
             s, self.scale, self.bias, forget=forget, caption_ids=caption_ids, normalizer=self.normalizer
@@ -160,6 +163,8 @@ class Space(ABC):
         ValueError
             For a similarity that is NaN: a broken model must not pass for one that has forgotten.
         """
+        # The own similarity comes out of the same matrix: that of matched() may be rounded otherwise, and the
+        # own row not be found equal to itself. It is, so it is counted once: hence the -1.
         counts = [(s >= s.gather(1, own[rows, None])).sum(1) - 1 for rows, s in self._blocks(features, bank)]
         return torch.cat(counts) if counts else own.new_zeros(0)
 
@@ -198,6 +203,7 @@ class Space(ABC):
         members = torch.bincount(own, minlength=count)
         if not members.all():
             raise ValueError(f"class {int((members == 0).nonzero()[0])} has no features to take the mean of")
+        # Each class has a member by now: nothing is divided by 0.
         sums = features.new_zeros(count, *features.shape[1:]).index_add(0, own, features)
         return sums / members.view(-1, *[1] * (features.ndim - 1))
 
@@ -220,6 +226,7 @@ class Space(ABC):
         ValueError
             For a space without cones.
         """
+        # Both c are one number: it belongs to the space and not to the features.
         (broad, c), (narrow, _) = self.tangents(broad), self.tangents(narrow)
         return ops.cones(broad, narrow, c, min_radius=self.min_radius)
 
@@ -245,6 +252,7 @@ class Space(ABC):
 
     def detached(self: Same) -> Same:
         """The same space, through which no gradient reaches what it was made from."""
+        # detach shares memory with the model's tensors and leaves them as they are, requires_grad and all.
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return dataclasses.replace(self, **{name: _detached(value) for name, value in values.items()})
 
@@ -269,6 +277,7 @@ class Space(ABC):
 
     def _blocks(self, features: Tensor, bank: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Rows of ``features``, a block at a time, with their similarities to the whole bank."""
+        # At least a row at a time, though a bank of more than _ENTRIES rows takes more memory then.
         for rows in _slices(len(features), max(1, _ENTRIES // max(1, len(bank)))):
             s = self.pairwise(features[rows], bank)
             # Of two comparisons with NaN both are false: a feature that is none would have rank 0.
@@ -283,11 +292,13 @@ def require_finite(*features: Tensor) -> None:
     The ops count what is no number as more similar; a rank that comes of it would say something about a
     model that nothing can be said about.
     """
+    # The features themselves: where there is no matrix, no NaN shows up in one.
     for side in features:
         if not side.isfinite().all():
             raise ValueError("the similarities contain NaN: the features are not finite")
 
 
+# The last may reach beyond the end, where slicing stops by itself.
 def _slices(count: int, size: int) -> Iterator[slice]:
     for start in range(0, count, size):
         yield slice(start, start + size)

@@ -38,6 +38,7 @@ class Cosine(Space):
 
     def matched(self, a: Tensor, b: Tensor) -> Tensor:
         """Cosines, shape (N,)."""
+        # No matrix product, so autocast has no half precision for it.
         return (_unit(a) * _unit(b)).sum(-1)
 
     def statistics(
@@ -48,6 +49,7 @@ class Cosine(Space):
 
     def ranks(self, features: Tensor, bank: Tensor, own: Tensor) -> Tensor:
         """As :meth:`Space.ranks`, without the matrix; rows that are equal tie exactly."""
+        # Before the op, which counts NaN as more similar: its ranks would look like forgetting.
         require_finite(features, bank)
         return ops.ranks(features, bank, own)
 
@@ -57,8 +59,11 @@ class Cosine(Space):
 
     def mean(self, features: Tensor, own: Tensor, count: int) -> Tensor:
         """The direction of each class's mean, shape (count, D)."""
+        # Of the features as they are: those of the models have length 1, so each of a class counts alike.
         return F.normalize(super().mean(features, own, count), dim=-1)
 
 
 def _unit(x: Tensor) -> Tensor:
+    # Widened first: a unit vector in half precision has two or three digits. A zero vector stays zero, for
+    # normalize divides by no less than 1e-12, and its cosines are 0 and not NaN.
     return F.normalize(widen(x), dim=-1)

@@ -48,6 +48,8 @@ class LorentzTangents(Space):
 
     def __post_init__(self) -> None:
         """Refuse a curvature or a K that is none."""
+        # A model makes its space anew whenever it is asked for it, with c on its device: to look at a
+        # tensor's value would wait for the device each time. Asked as "not c > 0", NaN is refused too.
         if not isinstance(self.c, Tensor) and not self.c > 0:
             raise ValueError(f"c must be positive, got {self.c}: it is the magnitude of a curvature -c")
         if not 0 < self.min_radius < float("inf"):
@@ -60,6 +62,7 @@ class LorentzTangents(Space):
 
     def pairwise(self, a: Tensor, b: Tensor) -> Tensor:
         """-d, shape (N, M)."""
+        # The minus makes near ones similar, as with cosines: every term and rank reads larger as closer.
         return -tangent.cdist(a, b, self.c)
 
     def matched(self, a: Tensor, b: Tensor) -> Tensor:
@@ -70,10 +73,12 @@ class LorentzTangents(Space):
         self, a: Tensor, b: Tensor, *, forget: Tensor | None = None, caption_ids: Tensor | None = None
     ) -> Contrastive:
         """As :meth:`Space.statistics`, by the fused op, in linear memory."""
+        # The fused op takes its matched entries from differences, as matched() does: nothing to put in here.
         return ops.contrastive(a, b, self.scale, self.c, forget=forget, caption_ids=caption_ids)
 
     def ranks(self, features: Tensor, bank: Tensor, own: Tensor) -> Tensor:
         """As :meth:`Space.ranks`, without the matrix; rows that are equal tie exactly."""
+        # Before the op, which counts NaN as more similar: its ranks would look like forgetting.
         require_finite(features, bank)
         return ops.ranks(features, bank, own, self.c)
 

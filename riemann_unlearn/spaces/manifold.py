@@ -64,6 +64,7 @@ class OnManifold(Space):
         if not isinstance(self.manifold, geoopt.Manifold):
             raise TypeError(f"manifold must be a geoopt.Manifold, got {self.manifold!r}")
         # Once, and not at every call: the sign of a k on a GPU would have to be waited for.
+        # A k that is learned through 0 later goes unnoticed here. Set past the dataclass, which is frozen.
         object.__setattr__(self, "_hyperbolic", _is_hyperbolic(self.manifold))
 
     @property
@@ -78,6 +79,7 @@ class OnManifold(Space):
             return space.pairwise(a, b)
         n, m = len(a), len(b)
         # One flat batch of pairs: not every manifold's distance broadcasts over two leading axes.
+        # flatten copies what expand only repeats: N·M points are held, and not N·M numbers.
         left = a[:, None].expand(n, m, *a.shape[1:]).flatten(0, 1)
         right = b[None].expand(n, m, *b.shape[1:]).flatten(0, 1)
         return self._own(left, right).view(n, m)
@@ -120,6 +122,7 @@ class OnManifold(Space):
         manifold.
         """
         if self.has_cones:
+            # Every tangent vector stands for a point, so there is nothing to project.
             return self._points(super().mean(self.tangents(features)[0], own, count))
         projected: Tensor = self.manifold.projx(super().mean(features, own, count))
         return projected
@@ -130,12 +133,17 @@ class OnManifold(Space):
             return super().tangents(x)
         base, scale = _unscaled(self.manifold)
         c = _curvature(base)
+        # geoopt's Lorentz has the time component first. It is left out: the others determine it, so an error
+        # stored in it does no harm.
         v = logmap0(from_ambient(x), c) if isinstance(base, geoopt.Lorentz) else _from_ball(x, c)
         # Distances that are s times longer make s times longer vectors, and a curvature s² times smaller.
         return (v, c) if scale is None else (v * scale, c / scale**2)
 
     def detached(self) -> OnManifold:
         """The same space on a copy of the manifold, whose parameters take no gradient."""
+        # A module has no detach, and requires_grad_ on the manifold itself would freeze it for the model: a
+        # copy. _hyperbolic is no argument of __init__, so the fields are not handed on as the base class
+        # does.
         return replace(
             self,
             scale=self.scale.detach() if isinstance(self.scale, Tensor) else self.scale,
@@ -146,6 +154,7 @@ class OnManifold(Space):
         """As :meth:`Space.check`, for points of as many axes as the manifold's have, real or complex."""
         if not (features.is_floating_point() or features.is_complex()):
             raise TypeError(f"{name} must be floating point, got {features.dtype}")
+        # geoopt's Euclidean() has ndim 0, for to it each coordinate is a point; here a point is a row.
         axes = max(1, self.manifold.ndim)
         if features.ndim != 1 + axes:
             shape = "(B, D)" if axes == 1 else "(B, n, m)"
@@ -176,11 +185,13 @@ class OnManifold(Space):
     def _in_tangents(self, a: Tensor, b: Tensor) -> tuple[LorentzTangents, Tensor, Tensor]:
         """The space of the tangent vectors that points stand for, and both sides in it."""
         (a, c), (b, _) = self.tangents(a), self.tangents(b)
+        # τ is the same there, for the distances are: v and c carry the manifold's scale.
         return LorentzTangents(self.scale, c=c, min_radius=self.min_radius), a, b
 
     def _points(self, v: Tensor) -> Tensor:
         """The inverse of :meth:`tangents`."""
         base, scale = _unscaled(self.manifold)
+        # √c|v| is the same on both sides of a scale: s times longer vectors, √c s times smaller.
         c, v = _curvature(base), v if scale is None else v / scale
         return to_ambient(expmap0(v, c), c) if isinstance(base, geoopt.Lorentz) else _to_ball(v, c)
 
@@ -218,8 +229,12 @@ def _from_ball(y: Tensor, c: Tensor) -> Tensor:
     2 artanh(√c|y|)/(√c|y|)·y. Rounding may put a point on the rim; it counts as the last one inside.
     """
     wide = working(y)
+    # √c|y| is below 1 but for rounding: the ball of curvature -c has radius 1/√c.
     n = c.sqrt() * length(wide)
     away = n > 0
+    # At the centre 0.5 stands in, for the branch that is not taken has a gradient too, and 0 times that of
+    # 0/0 is NaN. The end in float64 is at radius 2 artanh(1 - 2⁻⁵²), about 53 log 2 = 36.7; artanh(1) is
+    # infinite.
     n = torch.where(away, n, 0.5).clamp(max=1 - torch.finfo(n.dtype).eps)
     return (wide * torch.where(away, 2 * torch.atanh(n) / n, 2.0)[..., None]).to(result_dtype(y))
 
@@ -229,5 +244,6 @@ def _to_ball(v: Tensor, c: Tensor) -> Tensor:
     wide = working(v)
     r = c.sqrt() * length(wide)
     away = r > 0
+    # As above: any number but 0 will do for the branch that is not taken.
     r = torch.where(away, r, 1.0)
     return (wide * torch.where(away, torch.tanh(r / 2) / r, 0.5)[..., None]).to(result_dtype(v))

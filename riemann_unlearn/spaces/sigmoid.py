@@ -28,6 +28,8 @@ from riemann_unlearn.spaces.cosine import Cosine
 
 def sum_softplus(logits: Tensor, among: Tensor, dim: int) -> Tensor:
     """The sum of log(1 + e^l) over the pairs ``among``, along an axis."""
+    # Of no pairs it is 0, the logarithm of an empty product, where a softmax has -inf. softplus does not
+    # overflow: beyond 20 it gives l itself, and what it leaves out, log(1 + e^-l), is at most 2.1e-9.
     return torch.where(among, F.softplus(logits), 0.0).sum(dim)
 
 
@@ -54,6 +56,7 @@ class Sigmoid(Cosine):
 
     name: ClassVar[str] = "sigmoid"
 
+    # A field with a default takes the place of Space's property, which could not be set.
     bias: Curvature = 0.0
 
     def normalizer(self, logits: Tensor, among: Tensor, dim: int) -> Tensor:

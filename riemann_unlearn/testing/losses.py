@@ -97,6 +97,7 @@ class LossLaws:
 
     def test_gradients_match_differences(self) -> None:
         """In float64, by the features. Not a law for a loss that detaches what depends on them."""
+        # The smallest width: differences are taken for each coordinate and each of its derivatives.
         sides = [side.requires_grad_() for side in self.sides(self.dims[0])]
         assert torch.autograd.gradcheck(self.call, tuple(sides))
 
@@ -148,6 +149,8 @@ class LossLaws:
         def plain(images: Tensor, texts: Tensor) -> Any:
             return loss(images, texts, *masks, space=space)
 
+        # plain has one code object for all subclasses, and dynamo allows it only so many compilations.
+        # aot_eager traces forward and backward and wants no C++ compiler.
         torch.compiler.reset()
         compiled = torch.compile(plain, fullgraph=True, backend="aot_eager")
         results = []
@@ -180,6 +183,7 @@ class LossLaws:
         """The loss and its gradients by the features."""
         inputs = [side.detach().clone().requires_grad_() for side in (images, texts)]
         result = self.call(inputs[0], inputs[1], forget, caption_ids, space=space)
+        # A loss may leave out one side, as where there is nothing to forget: its gradient is 0, not missing.
         gradients = torch.autograd.grad(result, inputs, allow_unused=True, materialize_grads=True)
         return [result.detach(), *gradients]
 

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize, pad
 
 CURVATURES = st.one_of(st.sampled_from((1e-3, 1.0, 1e3)), st.floats(1e-3, 1e3))
 DTYPES = st.sampled_from((torch.float32, torch.float64))
+# The same examples in every run, so that a failure is of the code. No deadline: first calls compile.
 laws = settings(max_examples=40, deadline=None, derandomize=True)
 
 
@@ -52,6 +53,8 @@ class Laws:
         """Tangent vectors at the origin in units of the curvature radius, shape (D,), float64."""
         dim = data.draw(st.sampled_from(self.dims), label="dimension")
         low, high = self.radii[0], most or self.radii[1]
+        # By size and by its logarithm, or little that is short would be drawn. exp of the log of the largest
+        # may be rounded to more than it.
         sizes = st.one_of(
             st.just(0.0),
             st.floats(low, high),
@@ -59,6 +62,7 @@ class Laws:
         )
         drawn = []
         for number in range(count):
+            # A seed, for hypothesis then draws and shrinks one number, not one for each dimension.
             seed = data.draw(st.integers(0, 2**31), label=f"direction {number}")
             direction = torch.randn(dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
             drawn.append(data.draw(sizes, label=f"radius {number}") * normalize(direction, dim=0))
@@ -142,6 +146,7 @@ class HyperbolicLaws(Laws):
         manifold = self.make(c, dtype)
         a, b, normal = self.vectors(data, 3)
         unit = normalize(normal, dim=0)
+        # A normal of length 0 has no direction, nothing is reflected, and the law holds of itself.
         turned = [v - 2 * (v @ unit) * unit for v in (a, b)]
         plain, moved = (
             float(manifold.dist(*(self.lift(manifold, v, c, dtype) for v in pair))) * math.sqrt(c)
@@ -161,12 +166,15 @@ class HyperbolicLaws(Laws):
         points = [self.lift(manifold, v, c, dtype) for v in (a, b)]
         moved = []
         for p in points:
+            # In float64, so that a moved point is rounded once, by its dtype.
             time, part = p[0].double(), p[1:].double() @ unit
             step = (math.cosh(by) - 1) * part + math.sinh(by) * time
             late = math.cosh(by) * time + math.sinh(by) * part
             moved.append(torch.cat([late[None], p[1:].double() + step * unit]).to(dtype))
+        # The drawn vector is 0 and gives no direction, which the formula takes for a unit vector.
         if not unit.any():
             moved = points
+        # Rounded coordinates are off the sheet. Both pairs are put back on it, by the same map.
         before, after = (
             float(manifold.dist(*map(manifold.projx, pair))) * math.sqrt(c) for pair in (points, moved)
         )
@@ -191,12 +199,14 @@ class HyperbolicLaws(Laws):
         """What projx makes passes the manifold's own check, and a Riemannian gradient is tangent."""
         manifold = self.make(c, dtype)
         a, e = self.vectors(data, 2)
+        # Off the sheet by a hundredth, for projx to have something to mend.
         x = manifold.projx(self.lift(manifold, a, c, dtype) * 1.01)
         assert manifold.check_point_on_manifold(x)
         gradient = pad(e, (1, 0), value=0.5).to(dtype)
         kept = gradient.clone()
         u = manifold.egrad2rgrad(x, gradient)
         assert manifold.check_vector_on_tangent(x, u)
+        # geoopt's Lorentz writes into it: the gradient that an optimizer reads next would be another.
         assert torch.equal(gradient, kept)
 
     @laws
@@ -205,6 +215,7 @@ class HyperbolicLaws(Laws):
         """Values, gradients and their gradients, coincident points and the origin included."""
         manifold = self.make(c, dtype)
         a, b = self.vectors(data, 2, self.far)
+        # Coincident, on one ray, opposite, and one at the origin: where formulas have a 0/0 or cancel.
         pairs = ((a, b), (a, a), (a, 1.1 * a), (a, -a), (a, 0 * a))
         for first, second in pairs:
             x, y = (self.lift(manifold, v, c, dtype).detach().requires_grad_() for v in (first, second))

@@ -52,6 +52,7 @@ def small_world(levels: int) -> Dataset:
     generator = torch.Generator().manual_seed(0)
 
     def samples(each: int) -> Samples:
+        # The concepts in turn: the first six rows have each of them once.
         concept = torch.arange(len(concepts)).repeat(each)
         images = torch.randint(256, (len(concept), 3, 16, 16), generator=generator, dtype=torch.uint8)
         return Samples(images, concept, torch.zeros_like(concept), ("laws",), taxonomy)
@@ -73,6 +74,7 @@ def small_model(architecture: str) -> DualEncoder:
             "tokenizer_kwargs": {"bpe_path": "bpe_emoji.txt.gz"},
         },
     }
+    # The weights are fixed and the caller's random numbers go on as they were.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return create_model({"architecture": architecture, "model_cfg": towers}).eval()
@@ -122,7 +124,9 @@ class MethodLaws:
         assert method == self.make()
         for entry in dataclasses.fields(method):
             with pytest.raises(dataclasses.FrozenInstanceError):
+                # Its own value, which only a frozen dataclass refuses.
                 setattr(method, entry.name, getattr(method, entry.name))
+        # What a run is recorded by: settings must be plain enough for the file.
         dump_yaml(RunConfig(forget=["owl"], method=method.name, settings=method.settings()).to_mapping())
 
     def test_settings_outside_their_ranges_are_refused(self) -> None:
@@ -134,6 +138,7 @@ class MethodLaws:
             low, high = entry.metadata["range"]
             whole = isinstance(entry.default, int)
             assert low <= getattr(method, entry.name) <= high
+            # NaN compares as false either way, True is an int to Python, and "1" is what a shell would pass.
             for value in (low - 1, high + 1 if whole else high * 2 + 1, float("nan"), True, "1"):
                 with pytest.raises(ValueError, match=rf"{method.name}: {entry.name} must be"):
                     dataclasses.replace(method, **{entry.name: value})
@@ -155,6 +160,7 @@ class MethodLaws:
     def test_torchs_default_dtype_is_of_no_matter(self) -> None:
         """A library around this one may have set it; weights stay float32."""
         problem = next(self.problems())
+        # Put back whatever happens, or every test after this one would run in float64.
         torch.set_default_dtype(torch.float64)
         try:
             model = self.run(problem)
@@ -237,6 +243,7 @@ class GradientMethodLaws(MethodLaws):
             length = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
             with torch.no_grad():
                 for weight, gradient in zip(moved, gradients, strict=True):
+                    # Of one length for every gradient, so short that the loss is all but linear along it.
                     weight.sub_(1e-4 * gradient / length)
             assert torch.stack(list(objective(self.step(problem, rows)).values())).sum() < before
 
@@ -256,11 +263,13 @@ class GradientMethodLaws(MethodLaws):
     def test_a_batch_may_lack_either_kind(self, kind: str) -> None:
         """Terms over no pairs are 0 with gradient 0, not NaN."""
         for problem in self.problems():
+            # Of each seen image, whether its concept is to be forgotten.
             gone = problem.selection.concepts[problem.dataset.seen.concept]
             rows = (gone if kind == "retain" else ~gone).nonzero()[:, 0]
             terms = self.terms(problem, self.step(problem, rows))
             total = torch.stack(list(terms.values())).sum()
             assert total.isfinite()
+            # A term over no pairs may be a constant.
             if total.requires_grad:
                 moved = self.make().parameters(problem.model)
                 gradients = torch.autograd.grad(total, moved, allow_unused=True)
@@ -293,6 +302,7 @@ class GradientMethodLaws(MethodLaws):
         for problem in self.problems():
             step = self.step(problem, self.mixed(problem))
             exact = self.terms(problem, step)
+            # A step keeps the features that were asked of it, and they would be those of float32.
             again = self.step(problem, self.mixed(problem))
             objective = self.make().objective(problem)
             with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -121,6 +121,7 @@ class SpaceLaws:
     def test_equal_captions_are_no_negatives_of_each_other(self) -> None:
         """A retained pair's normalizer is that of the batch without the others that mean the same."""
         space = self.make(torch.float64)
+        # All but pair 4, which means what pair 3 means.
         others = (IDS != 2) | (torch.arange(9) == 3)
         for dim in self.dims:
             a, b = self.sides(dim)
@@ -181,6 +182,7 @@ class SpaceLaws:
             s = space.pairwise(a, b)
             want = (s >= s.diagonal()[:, None]).sum(1) - 1
             assert torch.equal(space.ranks(a, b, own), want)
+            # Each of the others counts twice now, and the own row's twin, a tie, once.
             assert torch.equal(space.ranks(a, torch.cat([b, b]), own), 2 * want + 1)
             assert torch.equal(space.ranks(a[:0], b, own[:0]), own[:0])
 
@@ -285,6 +287,7 @@ def assert_near(got: Sequence[Tensor], want: Sequence[Tensor], tolerance: float)
     for mine, theirs in zip(got, want, strict=True):
         wide: Any = torch.promote_types(theirs.dtype, torch.float64)
         mine, theirs = mine.detach().to(wide), theirs.detach().to(wide)
+        # The floor is for tensors that are all but 0: a share of nothing would ask for every bit.
         size = float(theirs.abs().max()) if theirs.numel() else 0.0
         assert torch.allclose(mine, theirs, rtol=0, atol=tolerance * max(size, 1e-3))
 

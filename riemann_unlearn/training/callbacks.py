@@ -39,6 +39,7 @@ class ProgressBar(Callback):
             initial=driver.step,
             desc=self.description,
             unit="step",
+            # None lets tqdm see for itself whether there is a terminal.
             disable=None if self.shown else True,
         )
 
@@ -86,6 +87,8 @@ class History(Callback):
     def write(self) -> None:
         """Write all records, if there is a folder."""
         if self.directory is not None:
+            # The whole file each time, in place of the old one: what was recorded after the checkpoint that a
+            # run goes on from disappears with it.
             self.directory.write(HISTORY_NAME, "".join(json.dumps(entry) + "\n" for entry in self.records))
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,6 +97,7 @@ class History(Callback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the records of a checkpoint."""
+        # In place, for others may hold the list.
         self.records[:] = state["records"]
 
 
@@ -134,6 +138,7 @@ class Checkpoint(Callback):
 
     def closed(self, driver: Driver) -> None:
         """Write the last state that is whole."""
+        # Of parameters that an optimizer left halfway the last checkpoint is the better one to go on from.
         if self.at_the_end and driver.whole and driver.step != self._last:
             self._save(driver)
 
@@ -164,10 +169,12 @@ class Watch(Callback):
 
     def started(self, driver: Driver) -> None:
         """Count the steps that were taken before."""
+        # So that a resumed run looks at the same steps as one that was never interrupted.
         self.watch.steps = driver.step
 
     def stepped(self, driver: Driver, record: dict[str, Any]) -> None:
         """Add what was seen to the record."""
+        # Before the watch counts this step, after which it would no longer be due.
         if self.features is not None and self.watch.due:
             seen = self.features(driver.batch)
             if seen is not None:

@@ -186,6 +186,7 @@ class Driver:
         """
         with contextlib.ExitStack() as closing:
             for callback in self.callbacks:
+                # Only what was started is closed, the last one first, also when the next one's start fails.
                 callback.started(self)
                 closing.callback(callback.closed, self)
             while self.step < self.steps:
@@ -199,17 +200,21 @@ class Driver:
         RuntimeError
             As for :meth:`run`.
         """
+        # A step that is cut short draws the same again when the run is resumed, or it would end elsewhere.
         drawn_from = self.batches.state_dict()
         try:
             record = self._descend()
+        # Also of Ctrl-C, which is no Exception.
         except BaseException:
             self.batches.load_state_dict(drawn_from)  # the step was not taken
             self.batch = None
             raise
+        # From here on parameters may move, and callbacks may change gradients and parameters of their own.
         self.whole = False
         for callback in self.callbacks:
             callback.updating(self)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            # From the first rates, at every step: nothing adds up, and a checkpoint's rates do not matter.
             group["lr"] = rate * self.schedule(self.step)
         self.optimizer.step()
         for callback in self.callbacks:
@@ -218,6 +223,7 @@ class Driver:
         try:
             # Each is told, in their order, also when one before it raises: a history without the record of a
             # step that was taken would not be that of these parameters.
+            # A stack calls its last entry first, hence the reversal.
             with contextlib.ExitStack() as telling:
                 for callback in reversed(self.callbacks):
                     telling.callback(callback.stepped, self, record)
@@ -234,12 +240,14 @@ class Driver:
         loss = torch.stack(list(terms.values())).sum()
         # One question to the device for all figures.
         value, *values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())]).tolist()
+        # Before gradients and parameters are touched: both are then those of the last good step.
         if not math.isfinite(value):
             worst = [name for name, figure in zip(terms, values, strict=True) if not math.isfinite(figure)]
             raise Diverged(
                 f"the loss became {value} at step {self.step + 1} ({', '.join(worst) or 'its sum'}); "
                 "a smaller learning_rate, or smaller weights of the loss's terms, usually mends it"
             )
+        # backward adds to what is there, so the last step's gradients have to go.
         self.optimizer.zero_grad(set_to_none=True)
         # Of these parameters alone: others keep their .grad, and cost nothing.
         loss.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
@@ -273,6 +281,8 @@ class Driver:
 
     def _named(self) -> list[tuple[str, Callback]]:
         """Each callback with its class's name and, of several of a class, its number."""
+        # By class and number rather than by position alone: adding a callback of another kind gives nobody a
+        # neighbour's state.
         names = [type(callback).__name__ for callback in self.callbacks]
         return [
             (f"{name} {names[:i].count(name)}", callback)
@@ -304,6 +314,7 @@ def as_device(device: str | torch.device) -> torch.device:
             f"cannot compute on device {str(device)!r}: expected one such as cpu, cuda or cuda:1"
         ) from None
     try:
+        # torch.device knows the names; only making something there tells whether the device exists.
         torch.empty(0, device=known)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without it asserts
         raise ValueError(f"cannot compute on device {str(device)!r}: {str(error).splitlines()[0]}") from None

@@ -30,7 +30,10 @@ def cosine(steps: int, warmup: float = 0) -> Callable[[int], float]:
 
     def rate(step: int) -> float:
         if step < warmup:
+            # From step + 1: a first step at rate 0 would move nothing.
             return (step + 1) / warmup
+        # Within a run the divisor is at least 1 here, as warmup <= step <= steps - 1. A driver may be asked
+        # for a step beyond it, which must not divide by zero.
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
 
     return rate

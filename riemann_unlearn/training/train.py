@@ -95,6 +95,7 @@ def train(
     else:
         check_free(output)
     dataset = load(config.data) if data is None else data
+    # The weights' draws; batches have a generator of their own, whatever a model draws.
     torch.manual_seed(config.seed)
     model = create_model(model_config).to(device)
     if config.start is not None:
@@ -119,12 +120,15 @@ def train(
         callbacks=[
             Clamp(model),
             *callbacks,
+            # Before the checkpoint, which keeps the epoch's record too.
             _Epochs(model, dataset, config, batches.per_epoch, measure, directory),
             # Batch statistics move in the forward pass, so only whole epochs are kept.
             Checkpoint(directory, {"model": model}, every=batches.per_epoch, at_the_end=False),
             ProgressBar("train", progress),
         ],
     )
+    # After the objective was made: a tree is of the weights that the run began with, and those are the same
+    # at every resumption, where a checkpoint's are not.
     directory.restore({"driver": driver, "model": model})
     model.train()
     driver.run()
@@ -158,6 +162,7 @@ def training_loss(
     # The towers may run under autocast, the geometry never does: distances of near pairs need every digit.
     with torch.autocast(images.device.type, enabled=False):
         for level, pairing in zip(levels, batch.pairings, strict=True):
+            # One row an image: a caption that several share is encoded once and stands here several times.
             captions = texts[pairing.row]
             terms[f"contrastive_{level}_loss"] = contrastive(
                 images, captions, space=space, caption_ids=pairing.caption_ids
@@ -179,6 +184,7 @@ def _objective(
     levels = [level.name for level in taxonomy.levels]
     if config.objective == "contrastive":
         return lambda batch: training_loss(model, batch, config, levels)
+    # In evaluation mode, so that batch statistics neither decide the meanings nor move.
     with torch.no_grad(), evaluating(model):
         meanings = [
             torch.cat(
@@ -198,6 +204,7 @@ def _start(model: DualEncoder, start: str) -> None:
     weights = load_model(start).state_dict()
     own = model.state_dict()
     wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+    # Checked here rather than by load_state_dict, whose message lists every weight that differs.
     if wrong or own.keys() != weights.keys():
         differing = sorted(wrong or weights.keys() - own.keys())
         raise ValueError(
@@ -252,6 +259,7 @@ class EpochBatches(RandomBatches):
     def draw(self, number: int) -> Batch:
         """The batch of a step."""
         epoch, position = divmod(number, self.per_epoch)
+        # Only where an epoch begins: within one, the order is what load_state_dict or the last call left.
         if position == 0:
             self._order = self.order(epoch)
         start = position * self.batch_size
@@ -265,8 +273,10 @@ class EpochBatches(RandomBatches):
         if epoch % 2 == 0 or self.group == 1:
             return order
         label = self.samples.labels(self.samples.taxonomy.grouping)[order]
+        # Stable, so that a class's images stay in the order just drawn: its runs differ from epoch to epoch.
         members = torch.split(order[label.argsort(stable=True)], label.bincount().tolist())
         runs = [run for rows in members for run in torch.split(rows, self.group)]
+        # Runs are laid end to end in random order; the border of a batch may cut one.
         return torch.cat([runs[i] for i in torch.randperm(len(runs), generator=self.generator).tolist()])
 
     def state_dict(self) -> dict[str, Any]:
@@ -306,10 +316,12 @@ class _Epochs(History):
         for name, value in record.items():
             if name.endswith("_loss"):
                 self._sums[name] = self._sums.get(name, 0.0) + value / self.per_epoch
+        # The sums are in no checkpoint: those are written at whole epochs, when there are none.
         epoch, position = divmod(driver.step, self.per_epoch)
         if position:
             return
         entry: dict[str, Any] = {"epoch": epoch, **self._sums, **_scalars(self.model)}
+        # Before the measurement, whose time is not training's.
         entry["seconds"] = round(time.perf_counter() - self._started, 2)
         if self.measure is not None and (
             epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs
@@ -332,6 +344,8 @@ def _scalars(model: DualEncoder) -> dict[str, float]:
 
 def _optimizer(model: DualEncoder, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW, with weight decay on matrices alone and a rate of their own for τ, c and the feature scales."""
+    # By the number of axes: convolutions count as matrices, biases and norms are vectors. Decay would pull a
+    # scalar to 0, and as scale and curvature are kept as logarithms, what they stand for to 1.
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     scalars = [p for p in model.parameters() if p.ndim == 0]
@@ -342,6 +356,7 @@ def _optimizer(model: DualEncoder, config: TrainConfig) -> torch.optim.Optimizer
             {"params": scalars, "weight_decay": 0.0, "lr": config.scalar_learning_rate},
         ],
         lr=config.learning_rate,
+        # β2 of CLIP's vision transformers; torch's own is 0.999.
         betas=(0.9, 0.98),
         fused=True,
     )

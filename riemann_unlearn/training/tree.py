@@ -93,6 +93,7 @@ def ladder(levels: int, min_radius: float) -> tuple[float, ...]:
     >>> [round(r, 3) for r in ladder(3, 0.1)]
     [0.447, 0.298, 0.199]
     """
+    # There the aperture asin(2K / sinh r) is π/2; further in it is no larger, and its gradient is 0.
     top = math.asinh(2 * min_radius)
     return tuple(top * RATIO**level for level in reversed(range(levels)))
 
@@ -155,10 +156,12 @@ def embed_taxonomy(
     manifold = Lorentz()
     points = [geoopt.ManifoldParameter(to_ambient(expmap0(v, 1.0), 1.0), manifold=manifold) for v in first]
     optimizer = RiemannianAdam(points, lr=learning_rate)
+    # Its own, so that a tree neither depends on what was drawn before nor moves torch's global generator.
     generator = torch.Generator().manual_seed(seed)
     space = LorentzTangents(min_radius=min_radius)
     for _ in tqdm(range(steps), desc="tree", unit="step", disable=None if progress else True):
         vectors = [logmap0(from_ambient(point), 1.0) for point in points]
+        # Losses are of tangent vectors, whose formulas keep their digits; the optimizer moves the points.
         loss = _nesting(taxonomy, vectors, space) + _apart(taxonomy, vectors, space, generator)
         for v, v0, r in zip(vectors, first, radii, strict=True):
             loss = loss + RADIUS_WEIGHT * (v.norm(dim=-1) / r - 1).square().mean()
@@ -166,6 +169,7 @@ def embed_taxonomy(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+    # Once more, for the last step moved the points.
     with torch.no_grad():
         vectors = [logmap0(from_ambient(point), 1.0).detach() for point in points]
     return Tree(tuple(vectors), min_radius)
@@ -210,6 +214,7 @@ def landing_loss(
         space = LorentzTangents(scale=model.space.scale, c=c, min_radius=tree.min_radius)
         terms: dict[str, Tensor] = {}
         for depth, (level, pairing) in enumerate(zip(levels, batch.pairings, strict=True)):
+            # The tree is of curvature -1; the same figure in curvature -c is smaller by √c.
             points = tree.points[depth].to(images.dtype) / c.sqrt()
             own = pairing.caption_ids
             terms[f"contrastive_{level}_loss"] = F.cross_entropy(space.logits(images, points), own)
@@ -222,8 +227,10 @@ def landing_loss(
                 every = space.cones(
                     points.repeat(len(images), 1), images.repeat_interleave(len(points), 0)
                 ).outside.view(len(images), -1)
+                # An image's own cone is not a wrong one: its entry is set to 0, and takes no gradient.
                 wrong = F.relu(aperture / 20 - every).scatter(1, own[:, None], 0.0)
                 terms[f"wrong_{level}_loss"] = wrong.sum(1).mean()
+            # In units of the curvature radius, as the ladder is, so the ratio does not depend on c.
             off = -space.matched(texts[pairing.row], points[own]) * c.sqrt()
             radius = ladder(len(tree.points), tree.min_radius)[depth]
             terms[f"text_{level}_loss"] = TEXT_WEIGHT / len(levels) * (off / radius).square().mean()
@@ -239,9 +246,11 @@ def _directions(
 ) -> list[Tensor]:
     """Unit vectors to start from: each label off its parent's direction, to the side of its own meaning."""
     top = F.normalize(meanings[-1].float() - meanings[-1].float().mean(0), dim=-1)
+    # No more labels than dimensions, or there are no orthonormal directions for all.
     if len(top) <= top.shape[1]:
         # Orthonormal, near what they were: topmost cones are nearly half-spaces, and would overlap.
         q, r = torch.linalg.qr(meanings[-1].float().mT)
+        # QR leaves the signs open. With R's diagonal positive, each direction is on its meaning's side.
         top = q.mT * torch.where(torch.diagonal(r) < 0, -1.0, 1.0)[:, None]
     directions = [top]
     for depth in range(len(meanings) - 2, -1, -1):
@@ -251,8 +260,10 @@ def _directions(
         count = torch.bincount(parent, minlength=len(directions[0]))[:, None]
         common = torch.zeros_like(directions[0]).index_add(0, parent, meaning) / count
         alone = (count == 1)[parent]
+        # An only child is all that its siblings have in common, and the difference would have no direction.
         own = torch.where(alone, meaning, meaning - common[parent])
         base = directions[0][parent]
+        # Orthogonal to the parent's direction, so that the angle below is the one between them.
         side = F.normalize(own - (own * base).sum(-1, keepdim=True) * base, dim=-1)
         angle = _widest(radii[depth + 1], radii[depth], min_radius)
         directions.insert(0, math.cos(angle) * base + math.sin(angle) * side)
@@ -264,11 +275,13 @@ def _widest(parent: float, child: float, min_radius: float) -> float:
     low, high = 0.0, math.pi / 2
     broad = torch.tensor([parent, 0.0], dtype=torch.float64)
     bound = tangent.half_aperture(broad, 1.0, min_radius) / 2
+    # 50 halvings of π/2 leave 1.4e-15.
     for _ in range(50):
         middle = (low + high) / 2
         narrow = child * torch.tensor([math.cos(middle), math.sin(middle)], dtype=torch.float64)
         # The exterior angle grows with the angle at the origin.
         low, high = (middle, high) if tangent.exterior_angle(broad, narrow, 1.0) < bound else (low, middle)
+    # The end at which the bound still holds.
     return low
 
 
@@ -289,6 +302,7 @@ def _apart(
     """Stand-ins of some concepts: how far outside their own cones they lie, and how deep in others'."""
     concepts = _some(taxonomy, generator)
     radius = IMAGES * ladder(len(vectors), space.min_radius)[0]
+    # On the concept's ray: the gradient of where images lie goes to the concept's direction.
     images = radius * F.normalize(vectors[0][concepts], dim=-1)
     total = images.new_zeros(())
     for depth, labels in enumerate(vectors):
@@ -311,6 +325,8 @@ def _some(taxonomy: Taxonomy, generator: torch.Generator) -> Tensor:
     """Rows of some concepts, group by group of the level above."""
     group = taxonomy.ancestor(1)
     order = torch.randperm(len(taxonomy.levels[1]), generator=generator)
+    # The inverse of the permutation: each group's rank. Concepts sorted by it stand group by group; the limit
+    # may cut the last group.
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
     return place[group].argsort(stable=True)[:CONCEPTS]

@@ -126,10 +126,12 @@ def unlearn(
         directory = RunDirectory.reopen(output)
         _check_method(directory, method)
     elif output is not None:
+        # Asked now, before a model is loaded, and again when the folder is claimed.
         check_free(output)
     rules = create_method(method, options.pop("settings", None))
     encoder = unwrap(model) if isinstance(model, nn.Module) else None
     if encoder is not None:
+        # The configuration's own default would move a model that its owner has put somewhere.
         options.setdefault("device", str(encoder.device))
     config = RunConfig(
         forget=forget,
@@ -145,6 +147,7 @@ def unlearn(
     _check_seen(dataset, config.forget)
     if encoder is None:
         encoder = load_model(config.model)
+        # After loading, whose errors name the model as it was asked for.
         config = replace(config, model=_lasting(config.model))
     config = replace(config, data=dataset.name)
     problem = Problem(encoder.to(device).eval(), dataset, selection.to(device))
@@ -160,10 +163,13 @@ def unlearn(
     run = _Run(problem, rules, config, directory)
     try:
         run.go(callbacks, progress)
+        # Inside, for it evaluates: that takes long enough to be interrupted, and can be gone on with too.
         metrics = run.metrics()
     except KeyboardInterrupt:
         raise Interrupted(run.interrupted()) from None
     if directory is not None:
+        # The checkpoint goes last, in finish(): while it is there the run counts as unfinished, so one that
+        # is stopped between two of these files can be resumed and writes them all again.
         with directory.writing():
             save_model(encoder, directory.folder / WEIGHTS_NAME)
         directory.write(METRICS_NAME, json.dumps(metrics, indent=2) + "\n")
@@ -199,11 +205,13 @@ class _Run:
         driver = self.driver(method, callbacks)
         parts: dict[str, Stateful] = {"weights": _Weights(self.problem.model), "run": self}
         if self.directory is not None:
+            # Behind the history, so that a checkpoint holds the record of the step that it is written after.
             driver.callbacks.append(Checkpoint(self.directory, parts, CHECKPOINT_EVERY))
             self.directory.restore({"driver": driver, **parts})
         driver.callbacks.append(
             ProgressBar(f"{method.name}: forget {', '.join(self.config.forget)}", progress)
         )
+        # A resumed run has it from its checkpoint: measured now, it would be of a model that forgot already.
         self.before = self.before or self._evaluate()
         driver.run()
 
@@ -216,6 +224,7 @@ class _Run:
         sizes = config.forget_batch or method.forget_batch, config.retain_batch or method.retain_batch
         masks = []
         if config.saliency < 1:
+            # The same holds for the masks: a resumed run must move the weights that it moved before.
             masks.append(Saliency(moved, self._saliency(moved, sizes)))
         return Driver(
             ForgetAndRetain(self.problem, *sizes, seed=config.seed),
@@ -225,11 +234,14 @@ class _Run:
             steps=method.steps,
             schedule=method.rate,
             device=model.device,
+            # The watch adds its figures to a step's record before the history keeps it; masks come before the
+            # caller's callbacks, which so see the weights as the step leaves them.
             callbacks=[Watch(model, _radii), *masks, *callbacks, self.history],
         )
 
     def _saliency(self, moved: Sequence[Tensor], sizes: tuple[int, int]) -> list[Tensor | None]:
         """The weights that matter most to the forgotten pairs, from one batch of its own."""
+        # With a generator of its own, which leaves the run's draws what they are without saliency.
         batches = ForgetAndRetain(self.problem, *sizes, seed=self.config.seed)
         loss = batches.draw(0).to(self.problem.model.device).contrast(retained=False)
         gradients = torch.autograd.grad(loss, moved, allow_unused=True)
@@ -238,6 +250,8 @@ class _Run:
     def _apply(self, method: DirectMethod, progress: bool) -> None:
         """Change the model by a method that takes no steps of the driver."""
         weights = _Weights(self.problem.model)
+        # In two readings: a checkpoint has weights only once the method is done. Until then the model is the
+        # untouched one that was loaded, and the method is called again.
         if self.directory is not None and self.directory.restore({"run": self}) and self.applied:
             self.directory.restore({"weights": weights})
             return
@@ -313,6 +327,7 @@ class _Weights:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        # All is checked before anything is copied: weights that do not fit leave the model as it was.
         own = state_of(self.model)
         if own.keys() != state.keys():
             raise ValueError(f"it holds other weights: {sorted(own.keys() ^ state.keys())[:3]}")
@@ -350,6 +365,8 @@ def _check_seen(dataset: Dataset, forget: Sequence[str]) -> None:
 def _check_method(directory: RunDirectory, method: object) -> None:
     """Refuse to go on by name with a method that has no name here."""
     name = directory.config.get("method")
+    # A run may have been started with a class or an instance that was never registered. create_method
+    # would call its name unknown, which the folder's own configuration belies.
     if isinstance(method, str) and method == name and name not in METHODS:
         raise ValueError(
             f"the run in {directory.folder} is of method {name!r}, which is not registered; register it "

@@ -45,6 +45,7 @@ class FrozenCopy:
     """
 
     def __init__(self, model: DualEncoder, moved: Iterable[nn.Parameter]) -> None:
+        # Copied first: its parameters are others, so that what moves can be told in the live model alone.
         self.model = copy.deepcopy(model).requires_grad_(False)
         # Of a compiled tower the module inside: a graph that was compiled as a whole asks no layer.
         live, own = (_uncompiled(tower) for tower in (model.visual, self.model.visual))
@@ -89,15 +90,19 @@ class Recall(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            # Not self.layer: of an object that has none yet, this method would ask itself without end.
             return getattr(super().__getattr__("layer"), name)
 
     def remember(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """A forward hook for the twin."""
         tensors = len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor)
+        # detach copies nothing and shares the version counter: a later write into the output is seen by it. A
+        # write into the input is seen by the comparison with what the copy is given.
         self.known = (inputs[0].detach(), output.detach(), output._version) if tensors else None
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the twin gave, if it was asked the same; else what the layer gives."""
+        # Read once: another thread may replace it between the test and the use.
         known = self.known
         if known is not None and len(inputs) == 1 and not options:
             before, output, version = known

@@ -122,16 +122,20 @@ def unlearn_index(
     pool, rest = forget.nonzero()[:, 0], (~forget).nonzero()[:, 0]
     images, texts = images.detach().clone(), texts.detach().clone()
     before = _recalls(images, texts, forget, space)
+    # Parameters of the forgotten rows only: whatever the optimizer does, it can move no other.
     moving = [geoopt.ManifoldParameter(images[pool].clone(), manifold=manifold)]
     if move_texts:
         moving.append(geoopt.ManifoldParameter(texts[pool].clone(), manifold=manifold))
 
     def objective(rows: _Rows) -> dict[str, Tensor]:
         chosen, kept = rows.forget, rest[rows.retain]
+        # `chosen` counts among the forgotten, as the parameters do; `pool` leads from there to the index.
+        # Retained rows are read from the index itself, in which nothing is written while the driver runs.
         own = moving[1][chosen] if move_texts else texts[pool[chosen]]
         terms: dict[str, Tensor] = loss(
             torch.cat([moving[0][chosen], images[kept]]),
             torch.cat([own, texts[kept]]),
+            # The mask: the forgotten stand first in both.
             torch.arange(len(chosen) + len(kept), device=images.device) < len(chosen),
             logit_scale=logit_scale,
             output_dict=True,
@@ -175,6 +179,7 @@ class _Draws(RandomBatches):
     ) -> None:
         self.forgotten, self.retained = forgotten, retained
         self.forget_batch, self.retain_batch = forget_batch, retain_batch
+        # On the CPU, so that a seed means the same batches on every device.
         self.generator = torch.Generator().manual_seed(seed)
 
     def draw(self, number: int) -> _Rows:
@@ -183,6 +188,7 @@ class _Draws(RandomBatches):
 
 
 def _check(images: Tensor, texts: Tensor, forget: Tensor, space: OnManifold) -> None:
+    # Shapes and devices first: what is checked after them computes with these tensors.
     if images.ndim < 2 or images.shape != texts.shape or forget.shape != images.shape[:1]:
         raise ValueError(
             "expected images and texts of shape (N, d) and forget of shape (N,), got "
@@ -217,6 +223,7 @@ def _recalls(images: Tensor, texts: Tensor, forget: Tensor, space: Space) -> dic
         rows = rows[:: max(1, len(rows) // MAX_QUERIES)]
         recalls = {}
         for direction, queries, bank in (("image_to_text", images, texts), ("text_to_image", texts, images)):
+            # A row's partner has its number in the other bank. It is sought among all rows, not its group's.
             hits = space.nearest(queries[rows], bank, min(5, len(bank))) == rows[:, None]
             recalls[f"{direction}_recall_at_1"] = hits[:, 0].double().mean().item()
             recalls[f"{direction}_recall_at_5"] = hits.any(1).double().mean().item()

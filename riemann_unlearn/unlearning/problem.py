@@ -63,6 +63,7 @@ class Step:
 
     def to(self, device: torch.device | str) -> Step:
         """The same step, its batch on another device."""
+        # A new step: what this one has cached, on the device where it is, stays behind.
         return replace(self, batch=self.batch.to(device))
 
     @property
@@ -83,6 +84,7 @@ class Step:
     @cached_property
     def text_features(self) -> tuple[Tensor, ...]:
         """By level, the features of each image's caption at that level, shape (B, D)."""
+        # Each text is encoded once, and its features go to every image that it belongs to.
         texts = self.model.encode_text(self.model.tokenize(self.batch.texts))
         return tuple(texts[pairing.row] for pairing in self.batch.pairings)
 
@@ -170,6 +172,8 @@ class ForgetAndRetain(RandomBatches):
 
     def draw(self, number: int) -> Step:
         """The step of a number, on the CPU; each kind without replacement."""
+        # One generator in one order: forgotten rows, retained rows, wordings, views. A resumed run, which has
+        # the generator's state, draws what an uninterrupted one would have.
         rows = torch.cat(
             [pool[torch.randperm(len(pool), generator=self.generator)[:count]] for pool, count in self._pools]
         )

@@ -31,6 +31,7 @@ class Saliency(Callback):
 
     def updating(self, driver: Driver) -> None:
         """Keep what was."""
+        # Clones: the optimizer writes into the parameters themselves.
         self._kept = [parameter.detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()
@@ -70,7 +71,10 @@ def saliency_masks(gradients: Sequence[Tensor | None], share: float) -> list[Ten
     known = [gradient.abs().flatten() for gradient in gradients if gradient is not None]
     if not known:
         raise ValueError("the forget loss depends on none of the parameters")
+    # One threshold for all weights together: a share of each tensor would move layers that matter to nothing.
     every = torch.cat(known)
+    # A share that rounds to no entry would leave nothing to move.
     count = max(1, round(share * every.numel()))
+    # The count-th largest of n is the (n - count + 1)-th smallest.
     threshold = every.kthvalue(every.numel() - count + 1).values
     return [None if gradient is None else gradient.abs() >= threshold for gradient in gradients]

@@ -93,6 +93,20 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("make", [RiemannianAdam, RiemannianAdamW, RiemannianSGD])
+def test_a_step_leaves_gradients_as_they_were(make: Make, dtype: torch.dtype) -> None:
+    """geoopt's own conversion of gradients turns the sign of their time in place."""
+    manifold = geoopt.Lorentz()
+    generator = torch.Generator().manual_seed(0)
+    points = manifold.projx(torch.randn(3, 5, generator=generator)).to(dtype)
+    parameter = geoopt.ManifoldParameter(points, manifold=manifold)
+    parameter.grad = torch.randn(3, 5, generator=generator).to(dtype)
+    before = parameter.grad.clone()
+    make([parameter], lr=0.1).step()
+    assert torch.equal(parameter.grad, before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @every
 def test_at_a_learning_rate_of_0_not_a_bit_moves(

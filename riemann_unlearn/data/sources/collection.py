@@ -33,12 +33,15 @@ class _Part:
     sources: list[str] = field(default_factory=list)
 
     def add(self, encoded: bytes, name: str, source: str) -> None:
+        # Before anything is appended, for it may raise: files, names and sources stay of one length.
         image = decode(encoded)
         self.files.append(encoded)
         self.names.append(name)
         self.sources.append(source)
         if self.decoded is not None:
+            # The bytes stay beside it: once an image is of another size, all are decoded from them.
             self.decoded.append(image)
+            # uint8, so as many bytes as numbers; and all of one size, or the first condition holds.
             if image.shape != self.decoded[0].shape or image.numel() * len(self.decoded) > MAX_DECODED:
                 self.decoded = None
 
@@ -91,6 +94,8 @@ class Collection:
             When another sample has the concept under other labels.
         """
         concept = _composed(concept)
+        # Before its image is decoded: a concept whose images are all broken is then missed at the end, by
+        # _check_broken, rather than gone from the taxonomy without a word.
         first = self._concepts.setdefault(concept.name, concept)
         if first.path != concept.path:
             raise ValueError(
@@ -124,9 +129,11 @@ class Collection:
             raise ValueError(f"every image of {name} is held out; nothing is left to learn from")
         # Sorted, so that a concept's index does not depend on how samples are spread over files.
         concepts = sorted(self._concepts.values(), key=lambda c: (*reversed(c.path), c.name))
+        # One taxonomy of both parts: a concept that is only held out has an index among the seen as well.
         taxonomy = Taxonomy(concepts, self._levels, self._caption)
         index = {concept.name: i for i, concept in enumerate(taxonomy.concepts)}
         seen, heldout = (_samples(part, index, taxonomy) for part in self._parts.values())
+        # None, and not an empty part, says that nothing is held out.
         return Dataset(name, seen, heldout if len(heldout) else None)
 
     def _check_broken(self) -> None:
@@ -142,6 +149,8 @@ class Collection:
         gone = sorted(set(self._lost) - set(self._parts["seen"].names))
         if gone:
             raise ValueError(f"{said}. No image to learn {gone[0]!r} from is left; mend or replace it")
+        # Level 4 is the load of a source of shards, still in this package: by that the command line knows
+        # the warning for one of ours.
         warnings.warn(f"{said}. They are left out", UserWarning, stacklevel=4)
 
 
@@ -149,6 +158,7 @@ def _samples(part: _Part, index: dict[str, int], taxonomy: Taxonomy) -> Samples:
     sources = tuple(sorted(set(part.sources)))
     position = {source: i for i, source in enumerate(sources)}
     return Samples(
+        # torch.stack takes no empty list.
         part.images if part.files else EncodedImages([]),
         torch.tensor([index[name] for name in part.names], dtype=torch.long),
         torch.tensor([position[source] for source in part.sources], dtype=torch.long),

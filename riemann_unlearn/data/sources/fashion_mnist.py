@@ -99,8 +99,10 @@ def _part(folder: Path, images_name: str, labels_name: str, taxonomy: Taxonomy) 
             f"{folder} is not Fashion-MNIST: {images_name} holds {tuple(images.shape)}, {labels_name} "
             f"{len(labels)} labels up to {int(labels.max())}"
         )
+    # In place, for the buffer is this function's own.
     images.bitwise_not_()  # 255 - image: dark on white
     return Samples(
+        # A channel stride of 0. Nothing may write to these images: three channels would change at once.
         images[:, None].expand(-1, 3, -1, -1),
         labels.long(),
         torch.zeros(len(labels), dtype=torch.long),
@@ -114,9 +116,12 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
     path = _find(folder, name) or folder / name  # if it is gone since it was looked for, reading it says so
     header = 4 + 4 * dimensions
     try:
+        # A bytearray, which torch.frombuffer shares and may write to; bytes it would warn of.
         content = bytearray(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
     except (OSError, EOFError) as error:
         raise ValueError(f"{path} is not readable: {error}") from None
+    # A file that ends with its header, or before, gets no sizes. Their product is 1 and the rest at most 0
+    # bytes, so the next line refuses it: frombuffer takes no empty rest.
     sizes = np.frombuffer(bytes(content[4:header]), dtype=">u4") if len(content) > header else np.zeros(0)
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) - header != np.prod(sizes, dtype=np.int64):
         raise ValueError(f"{path} is not an idx file of bytes in {dimensions} dimensions")

@@ -158,6 +158,7 @@ def write_shard(samples: Iterable[tuple[str, bytes, dict[str, Any]]]) -> bytes:
     buffer = io.BytesIO()
     # mtime=0 and no file name: nothing of the moment or the place goes into the header.
     compressed = gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, filename="", compresslevel=9)
+    # Closed from the inside out: tar writes its last blocks, gzip its checksum, and then the value is taken.
     with compressed, tarfile.open(fileobj=compressed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for key, image, metadata in sorted(samples, key=lambda sample: sample[0]):
             text = json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode()
@@ -176,6 +177,8 @@ def read_shard(path: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     ValueError
         When the file is no tar, or a sample lacks its image or its metadata.
     """
+    # The whole shard before its first sample: members of one key need not stand together, and a later member
+    # may take an earlier one's place.
     parts: dict[str, dict[str, bytes]] = {}
     try:
         with tarfile.open(path, "r|*") as archive:
@@ -183,6 +186,7 @@ def read_shard(path: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
                 key, extension = _key(member)
                 file = archive.extractfile(member) if extension else None
                 if file is not None:
+                    # Of others the name alone is kept, for the message below: a video is not read.
                     wanted = extension in EXTENSIONS or extension in _TEXTS
                     # A member appended later under a name that was there replaces it, as tar extracts them.
                     parts.setdefault(key, {})[extension] = file.read() if wanted else b""
@@ -200,6 +204,7 @@ def read_shard(path: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
         try:
             metadata = json.loads(files["json"]) if "json" in files else {}
             if isinstance(metadata, dict) and "txt" in files:
+                # A caption in the json goes before the txt.
                 metadata.setdefault("caption", files["txt"].decode("utf-8-sig").strip())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: the json or txt of sample {key!r} is invalid: {error}") from None
@@ -237,6 +242,7 @@ def _suffix(name: str) -> str:
 def _heldout(path: Path, shards: Sequence[Path]) -> set[str]:
     """File names of the held-out shards."""
     entries = read_manifest(path).get("shards", {})
+    # A misspelt file name would leave a held-out shard among the seen, to be trained on.
     missing = sorted(set(entries) - {shard.name for shard in shards})
     if missing:
         raise ValueError(f"{path / MANIFEST_NAME} names {', '.join(missing)}, and {path} has no such shard")

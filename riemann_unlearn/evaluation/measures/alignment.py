@@ -81,6 +81,7 @@ class Alignment(Measure):
             "captions": [subject.captions[0].texts[i] for i in concepts.tolist()],
             "forgotten": len(first),
         }
+        # A model's gap from itself is 0 everywhere and says nothing.
         if before is not None and before is not subject:
             report["gap"] = _rounded(_matrix(before, rows, concepts) - matrix)
             matched, unmatched = _gap(before, subject, evenly(gone, self.most_pairs))
@@ -123,6 +124,8 @@ class Alignment(Measure):
 
     def _by_concept(self, concept: Tensor, rows: Tensor) -> Tensor:
         """As many rows as are shown, at even steps, sorted by concept."""
+        # Sorted, so that images of a concept stand side by side; stably, so that they are always the same
+        # ones.
         return evenly(rows[concept[rows].argsort(stable=True)], self.shown)
 
 
@@ -130,6 +133,7 @@ def _gap(before: Subject, after: Subject, rows: Tensor) -> tuple[float, float | 
     """Mean loss of similarity between images and their own captions, and those of the other images."""
     concept = after.test.concept[rows]
     concepts = torch.unique(concept)
+    # One column a concept, however many images it has: a caption counts once for each image.
     own = concept[:, None] == concepts
     gap = _matrix(before, rows, concepts) - _matrix(after, rows, concepts)
     return gap[own].mean().item(), gap[~own].mean().item() if len(concepts) > 1 else None

@@ -171,6 +171,7 @@ def chosen_measures(
     entries: Iterable[Any] = MEASURES.values() if asked is None else asked
     measures = []
     for entry in entries:
+        # The registry holds classes as well as instances, and all fields of a measure have defaults.
         found = MEASURES[entry] if isinstance(entry, str) else entry
         measure = found() if isinstance(found, type) else found
         if not isinstance(measure, Measure):
@@ -186,6 +187,7 @@ def require_packages(measures: Iterable[Measure]) -> None:
     """Raise ValueError where a package that a measure is made with is not installed."""
     for measure in measures:
         for package in measure.packages:
+            # Looked for without importing it: a measure imports its packages when it computes.
             if importlib.util.find_spec(package) is None:
                 raise ValueError(
                     f"the measure {measure.name!r} needs {package}, which is not installed: "
@@ -205,6 +207,7 @@ def missing(parts: Iterable[Part], *, retained: bool = False) -> str | None:
 
 def share(hits: Tensor) -> float | None:
     """The share of True, None of nothing."""
+    # bool has no mean, and float64 holds every count exactly.
     return hits.double().mean().item() if hits.numel() else None
 
 

@@ -106,11 +106,13 @@ class Hierarchy(Measure):
         """
         from matplotlib.figure import Figure
 
+        # All models are asked about the same images in the same order, so their ways go together by position.
         ways = list(zip(*(value["traversals"] for value in values.values()), strict=True))
         shown = [way for same in ways for way in same]
         with_cones = sum(any(caption for caption, _ in way["by_cone"]) for way in shown)
         kind = "by_cone" if 2 * with_cones > len(shown) else "by_distance"
         kinds = sum(map(len, next(iter(values.values()))["radii"].values()))
+        # In inches: a line for each kind and model above, a strip for each way and model below, and titles.
         heights = [0.6 + 0.12 * kinds * (1 + len(values)), 0.5 + len(ways) * (0.25 + 0.22 * len(values))]
         figure = Figure(figsize=(7, sum(heights)), layout="constrained")
         halves: Any = figure.subfigures(2, 1, height_ratios=heights)
@@ -141,6 +143,7 @@ class Hierarchy(Measure):
                     {
                         "name": subject.taxonomy.concepts[concept].name,
                         "group": group,
+                        # In the value itself: the page is made of it later, when the data may not be at hand.
                         "image": _data_uri(image),
                         **self._paths(space, start, vectors, texts),
                     }
@@ -156,6 +159,7 @@ class Hierarchy(Measure):
         points = image * shares[:, None]
         similarity = space.pairwise(points, texts)
         outside = torch.stack([space.cones(texts, point.expand_as(texts)).outside > 0 for point in points])
+        # A similarity is minus a distance, and the point that v stands for is |v| away from the origin.
         nearer_origin = similarity <= -points.norm(dim=-1, keepdim=True)
         return {
             "by_cone": _met(similarity, outside, captions),
@@ -216,6 +220,7 @@ def _violations(subject: Subject) -> dict[str, dict[str, dict[str, float | None]
 
 def _met(similarity: Tensor, barred: Tensor, captions: list[str]) -> Way:
     """The most similar caption of each step that is not barred, equal ones in a row taken together."""
+    # Where all are barred argmax gives some index all the same; that step is told apart below.
     nearest = similarity.masked_fill(barred, -torch.inf).argmax(1).tolist()
     path: Way = []
     for index, nothing in zip(nearest, barred.all(1).tolist(), strict=True):

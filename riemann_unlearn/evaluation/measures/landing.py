@@ -170,6 +170,7 @@ class Landing(Measure):
             "sibling": None,
             "foreign": None,
             "landed": None,
+            # Of the labels that are not its own; a level of one label has none, and 0 of none is 0.
             "wrong": (others.sum(1).double() / max(1, len(levels[depth]) - 1)).mean().item(),
             "steps": _steps(subject, part, rows, holds).mean().item(),
             "radius": space.radius(features).median().item(),
@@ -212,8 +213,10 @@ class Landing(Measure):
         def polar(v: Tensor) -> list[list[float]]:
             along = (v * axis).sum(-1)
             across = (v - along[:, None] * axis).norm(dim=-1)
+            # A label that lies on the axis has no side. normalize then gives 0, and all go to the same one.
             sign = torch.where((v * side).sum(-1) < 0, -1.0, 1.0)
             radius = float(c) ** 0.5 * v.norm(dim=-1)
+            # Not by arccos, whose slope is infinite at 0 and π: near the axis it would lose half the digits.
             return torch.stack([radius, sign * torch.atan2(across, along)], 1).tolist()
 
         names = ("parent_at", "label_at", "images_at", "siblings_at")
@@ -226,6 +229,8 @@ class Landing(Measure):
 
 def _holds(space: Space, captions: Tensor, images: Tensor) -> Tensor:
     """Whether each image lies in the cone of each caption; bool, shape (images, captions)."""
+    # A cone is asked for pair by pair, so each side is written out once for every pair: row i·M + j of a
+    # block is image i under caption j, which the view at the end undoes.
     at_once = max(1, _PAIRS // len(captions))
     blocks = []
     for some in torch.split(images, at_once):
@@ -239,9 +244,11 @@ def _steps(subject: Subject, part: Part, rows: Tensor, holds: list[Tensor]) -> T
     """Edges between each image's label at the level asked for and the deepest caption that holds it."""
     levels, start = subject.taxonomy.levels, subject.selection.level
     ancestors = [part.labels(depth)[rows] for depth in range(len(levels))]
+    # What no cone holds keeps this: the edges from its label to a root above the topmost level.
     steps = torch.full((len(rows),), float(len(levels) - start), device=rows.device)
     settled = torch.zeros_like(rows, dtype=torch.bool)
     for depth, inside in enumerate(holds):
+        # Levels come from specific to general, so the first that holds an image is the deepest.
         here = inside.any(1) & ~settled
         if not here.any():
             continue
@@ -249,6 +256,7 @@ def _steps(subject: Subject, part: Part, rows: Tensor, holds: list[Tensor]) -> T
         label = similarity.masked_fill(~inside[here], -torch.inf).argmax(1)
         # Up from the caption until it meets the image's own line, which begins at the level asked for.
         up = torch.full_like(label, len(levels) - depth)
+        # Two lines that never meet do so at the root above the topmost level, hence these two values.
         meeting = torch.full_like(label, len(levels))
         met = torch.zeros_like(label, dtype=torch.bool)
         for above in range(depth, len(levels)):
@@ -258,6 +266,8 @@ def _steps(subject: Subject, part: Part, rows: Tensor, holds: list[Tensor]) -> T
             parent = levels[above].parent
             if parent is not None:
                 label = parent.to(label.device)[label]
+        # Below the level asked for, the image's own line goes on down to its concept: a caption met there is
+        # start - meeting edges beneath the label, one met above it meeting - start.
         steps[here] = (up + (meeting - start).abs()).to(steps.dtype)
         settled |= here
     return steps

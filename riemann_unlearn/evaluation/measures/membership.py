@@ -103,6 +103,7 @@ class Membership(Measure):
         }
         oracle = references.get("oracle")
         if oracle is not None and oracle is not subject:
+            # The oracle's features of the same rows: both subjects hold the same images in the same order.
             reference = _confidence(oracle, rows)
             attacks["likelihood_ratio"] = {k: attacks["confidence"][k] - reference[k] for k in reference}
         report: dict[str, Any] = {}
@@ -129,6 +130,7 @@ class Membership(Measure):
     def _encoder(self, subject: Subject, rows: Mapping[str, Tensor], seed: int) -> Scores:
         """Mean pairwise cosine of the features of random views."""
         scores = {}
+        # A generator of the CPU, seeded anew for each model: all models are shown the same views.
         model, generator = subject.model, torch.Generator().manual_seed(seed)
         for name, chosen in rows.items():
             images = _part(subject, name).images(chosen)
@@ -136,7 +138,8 @@ class Membership(Measure):
             for _ in range(self.views):
                 view = random_view(images, model.image_size, generator, fit=model.resize)
                 views.append(F.normalize(encode_images(model, view), dim=-1))
-            # |Σ u|² = V + 2 Σ_{i<j} u_i·u_j
+            # |Σ u|² = V + 2 Σ_{i<j} u_i·u_j for unit u, so the mean over the V (V-1) / 2 pairs is
+            # (|Σ u|² - V) / (V (V-1)).
             total = torch.stack(views).sum(0).square().sum(1).double()
             scores[name] = ((total - self.views) / (self.views * (self.views - 1))).cpu()
         return scores
@@ -168,6 +171,7 @@ def separation(
     order = torch.sort(nonmembers).values
     auc, tpr = [_auc(members, order)], [_tpr(members, nonmembers)]
     for _ in range(resamples):
+        # Both kinds are resampled by themselves, so that their numbers stay what they were.
         some = members[torch.randint(n, (n,), generator=generator)]
         others = torch.sort(nonmembers[torch.randint(m, (m,), generator=generator)]).values
         auc.append(_auc(some, others))
@@ -177,12 +181,16 @@ def separation(
 
 def _auc(members: Tensor, nonmembers: Tensor) -> Tensor:
     """Share of pairs in which the member scores higher; ``nonmembers`` are sorted."""
+    # How many are below, plus how many are not above: each tie is in one of the two, so half of the sum
+    # counts it half. In n log n, without the matrix of pairs.
     lower = torch.searchsorted(nonmembers, members) + torch.searchsorted(nonmembers, members, right=True)
     return lower.double().mean() / (2 * len(nonmembers))
 
 
 def _tpr(members: Tensor, nonmembers: Tensor) -> Tensor:
     """Share of members above the lowest threshold that at most 1 % of the non-members exceed."""
+    # The (allowed + 1)-th largest: no more than `allowed` are above it. Of fewer than 100 non-members none
+    # may be, and the threshold is the largest of all.
     allowed = int(FALSE_POSITIVE_RATE * len(nonmembers))
     threshold = torch.topk(nonmembers, allowed + 1).values[-1]
     return (members > threshold).double().mean()
@@ -190,6 +198,7 @@ def _tpr(members: Tensor, nonmembers: Tensor) -> Tensor:
 
 def _interval(values: Tensor) -> list[float]:
     """The first value, and the 2.5 % and 97.5 % quantiles of the rest."""
+    # The first is the estimate itself, and no resample.
     low, high = torch.quantile(values[1:], torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return [values[0].item(), low, high]
 
@@ -248,6 +257,7 @@ def _class_scores(subject: Subject, rows: Mapping[str, Tensor]) -> tuple[Tensor,
 def _nonmember_rate(scores: Scores) -> float:
     """Share of the forgotten seen images below the threshold that best parts the retained ones."""
     kept, others = scores["kept"].double(), scores["kept_nonmember"].double()
+    # The accuracy changes at scores alone, so no other threshold can be better.
     thresholds = torch.cat([kept, others]).sort().values
     # Balanced accuracy of "member where score >= threshold", for every threshold at once.
     hit = 1 - torch.searchsorted(kept.sort().values, thresholds) / len(kept)

@@ -58,8 +58,10 @@ class OverUnlearning(Measure):
         generator = torch.Generator().manual_seed(seed)
         # Image by image, for they may differ in size.
         images = [self._noisy(image, generator) for image in part.images(rows)]
+        # Both are asked about the same noisy images; otherwise the noise itself would count as a change.
         first, second = (_log_probabilities(one, images) for one in (before, subject))
-        # Rounding may take a divergence of nothing below 0.
+        # kl_div(input, target) is KL(target ‖ input), in this order. batchmean is the mean over images; mean
+        # would divide by the captions too. Rounding may take a divergence of nothing below 0.
         return max(0.0, F.kl_div(second, first, log_target=True, reduction="batchmean").item())
 
     def rows(self, value: Any) -> dict[str, str]:
@@ -80,5 +82,6 @@ def _kept(subject: Subject) -> Tensor:
 @torch.no_grad()
 def _log_probabilities(subject: Subject, images: list[Tensor]) -> Tensor:
     """Of the retained labels, for each image."""
+    # The forgotten captions are left out before the softmax, which is to mask and renormalize.
     texts = subject.captions[subject.taxonomy.grouping].features[_kept(subject)]
     return F.log_softmax(subject.space.logits(encode_images(subject.model, images), texts), dim=-1)

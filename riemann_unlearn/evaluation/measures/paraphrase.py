@@ -49,6 +49,7 @@ class Paraphrase(Measure):
             return "the concepts have no keywords"
         if not any(_described(concept) for concept in concepts):
             return "the concepts have no keywords but their names"
+        # Then every description reads alike, and no model could tell any image by its own.
         if all(concept.keywords == concepts[0].keywords for concept in concepts):
             return "all concepts have the same keywords"
         return None

@@ -79,6 +79,8 @@ class Recovery(Measure):
         asked about.
         """
         seen, test, space = subject.seen, subject.test, subject.space
+        # A class without a seen image cannot be predicted by anything that is fit on these, so it is no
+        # choice, and chance does not count it. `own` counts among those that are left; `present` leads back.
         present, own = torch.unique(subject.classes[seen.concept], return_inverse=True)
         target = subject.classes[test.concept]
 
@@ -135,6 +137,7 @@ class Recovery(Measure):
         classes = torch.unique(own[subject.seen.forgotten])
         pools = [(own == label).nonzero()[:, 0] for label in classes]
         kept = torch.isin(own, classes, invert=True).nonzero()[:, 0]
+        # As many of each class as of any other, or a figure would mix attackers of different strength.
         shots = [n for n in self.shots if n <= min(map(len, pools))]
         recalls = []
         for n in shots:
@@ -155,6 +158,7 @@ def _binary_probe(seen: Part, test: Part) -> dict[str, float | None]:
     """Of a probe that tells forgotten from retained; nothing where there is nothing to tell apart."""
     from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+    # That both parts show something forgotten, unmet has seen to. Something retained they may lack.
     gone = test.forgotten.cpu()
     # One kind alone has no ROC curve, and a regression cannot be fit to it.
     if gone.all() or seen.forgotten.all():

@@ -88,11 +88,14 @@ class Relearning(Measure):
         curves = []
         for n in shots:
             # All that is random is drawn on the CPU, so that a seed means the same on every device.
+            # Seeded anew for each n: the orders are the same ones, so that fewer shots are some of the more,
+            # and a curve rises by what is added and not by which were drawn.
             generator = torch.Generator().manual_seed(seed)
             drawn = torch.cat([rows[torch.randperm(len(rows), generator=generator)[:n]] for rows in pools])
             # A frozen model is one to an attacker as any other.
             model = copy.deepcopy(subject.model).requires_grad_(True)
             curve = _Curve(self.steps, partial(_accuracy, subject, model, test))
+            # One attack gives the figures after every number of steps, since a curve asks on the way.
             self.attack(model, subject, drawn, generator, [curve])
             curves.append(curve.accuracies)
         by_steps = {step: [curve[i] for curve in curves] for i, step in enumerate(self.steps)}

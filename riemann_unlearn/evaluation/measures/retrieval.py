@@ -80,7 +80,8 @@ def _ranks_of_texts(space: Space, images: Tensor, texts: Tensor, own: Tensor) ->
     The similarities are computed twice, a chunk of images at a time: first for the best, then to count.
     """
     chunks = list(zip(torch.split(images, CHUNK), torch.split(own, CHUNK), strict=True))
-    # -inf is below every similarity: the identity of a maximum.
+    # -inf is below every similarity: the identity of a maximum, in which scatter_reduce counts the initial
+    # values too.
     best = images.new_full((len(texts),), -torch.inf)
     for some, text in chunks:
         mine = space.pairwise(some, texts).gather(1, text[:, None])[:, 0]

@@ -70,6 +70,7 @@ class ZeroShot(Measure):
                 subject.selection.level,
                 {group: mask[part.concept] for group, mask in subject.groups.items()},
             )
+            # Not strict: where nothing is held out there is one part, and the second name is left over.
             for name, part in zip(("seen", "heldout"), subject.parts, strict=False)
         }
 
@@ -147,6 +148,7 @@ def _metrics(
     groups: Mapping[str, Tensor],
 ) -> dict[str, dict[str, Any]]:
     """By group of images; ``captions`` and each image's ``labels`` are by level."""
+    # Once for all groups: a rank is an image's own, whichever groups it belongs to.
     rank = [ranks(space, features, bank.features, own) for bank, own in zip(captions, labels, strict=True)]
     report = {}
     for group, mask in groups.items():
@@ -172,6 +174,7 @@ def _by_name(taxonomy: Taxonomy, level: int, figures: Sequence[dict[str, Any]]) 
     above = figures[level + 1]["accuracy"] if level + 1 < len(figures) else None
     return {
         "accuracy": figures[level]["accuracy"],
+        # Level 0 is the most specific one, whichever level was asked for.
         "recall_at_1": figures[0]["accuracy"],
         "recall_at_5": figures[0]["recall_at_5"],
         "parent_accuracy": above,

@@ -48,6 +48,7 @@ def backward(
     # A gradient that is the same for all may come as one number that is spread out.
     wanted = [grad.contiguous().numpy() for grad in grads]
     grad_root = _steps(*norms, angle, *wanted, math.sqrt(float(c)), 2 * min_radius, steps)
+    # The pass adds to what is there.
     results = [numpy.zeros(side.shape, side.dtype) for side in sides]
     passes.add_steps(*sides, *_inverse(norms), *steps, True, *results)
     grad_broad, grad_narrow = map(torch.from_numpy, results)
@@ -65,6 +66,8 @@ def _outside(norm1: Any, norm2: Any, angle: Any, root: float, k: float, out: Any
     for i in range(out.size):
         across, along, _ = _exterior(norm1[i], norm2[i], angle[i], root)
         e, s = math.exp(-root * norm1[i]), -math.expm1(-root * norm1[i])
+        # asin(2K/sinh r) by its sine and cosine, up to a factor: near a half-space an arcsine loses half its
+        # digits. The difference of squares is a product, or it would lose them too.
         sinh, least = s * (1 + e) / 2, k * e
         aperture = math.pi / 2
         if sinh > least:
@@ -90,6 +93,8 @@ def _steps(
         # On the axis (sine 0) the angle has a kink, elsewhere there is none at all: the subgradient is 0.
         if usable and n2 > 0 and sine > 0:
             g = grad_outside[i] / (across * across + along * along)
+            # 2 e1 e2 cosh D. The divisor is (2 e1 e2 sinh D)², of which numerators have the factors too, so
+            # that nothing overflows.
             cosh = 2 * e1 * e2 + (s1 - s2) * (s1 - s2) + a1 * a2 * w
             by_r1 += g * across * cosh
             by_r2 -= g * sine * a1 * 2 * e1 * e2 * e2
@@ -98,6 +103,7 @@ def _steps(
         if sinh > least:
             slope = -least * (2 - a1) / (2 * sinh * math.sqrt((sinh - least) * (sinh + least)))
             by_r1 -= grad_outside[i] * slope
+        # Curvature acts through the radii alone, r = √c n.
         grad_root += by_r1 * n1 + by_r2 * n2
         for side in range(2):
             n, by_r = (n1, by_r1) if side == 0 else (n2, by_r2)

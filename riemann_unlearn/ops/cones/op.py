@@ -90,6 +90,7 @@ def cones(broad: Tensor, narrow: Tensor, c: Curvature, *, min_radius: float = 0.
             f"expected features of one shape (B, D), got {tuple(broad.shape)} and {tuple(narrow.shape)}"
         )
     broad, narrow = widen(broad), widen(narrow)
+    # A float64 side is not rounded to the other's dtype.
     dtype = torch.promote_types(broad.dtype, narrow.dtype)
     if derivatives("cones", broad.device.type, dtype) > 1:
         return reference(broad, narrow, c, min_radius=min_radius)
@@ -142,6 +143,7 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     broad, narrow, c, ctx.min_radius = inputs
+    # What only the backward pass reads.
     ctx.mark_non_differentiable(*output[3:])
     ctx.save_for_backward(broad, narrow, c, *output[3:])
 

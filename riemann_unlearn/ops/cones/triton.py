@@ -61,6 +61,7 @@ def backward(
 
 
 def _block(x: Tensor) -> int:
+    # A power of two, as Triton's ranges are.
     return min(WIDEST, int(triton.next_power_of_2(max(x.shape[1], 1))))
 
 
@@ -69,6 +70,7 @@ def expm1(x):
     """Of x ≤ 0: Kahan's quotient, in which the roundings of exp and log cancel."""
     u = tl.exp(x)
     less = u - 1
+    # At 0 the quotient is 0/0, and at -1 e^x may be 0, whose logarithm is infinite.
     whole = (less == 0) | (less == -1)
     return tl.where(less == 0, x, tl.where(whole, less, less * (x / tl.log(tl.where(whole, 0.5, u)))))
 
@@ -92,6 +94,7 @@ def atan2(y, x):
     q = q * z + 4.853903996359136964868e2
     q = q * z + 1.945506571482613964425e2
     angle = t * (z * p / q) + t
+    # atan t = π/4 + atan((t - 1)/(t + 1)); the small number is what π/4 rounds away.
     angle = tl.where(far, 0.7853981633974483 + (angle + 3.061616997868383e-17), angle)
     angle = tl.where(steep, 1.5707963267948966 - angle, angle)
     # What is no number would be lost in the comparisons.
@@ -112,6 +115,7 @@ def exterior(n1, n2, angle, root):
     e1, s1, a1 = polar(n1, root)
     e2, s2, a2 = polar(n2, root)
     w = angle / 4
+    # (e1 - e2)² + a1 a2 w = 2 e1 e2 (cosh D - 1), a sum of squares: 0 only where the two coincide.
     none = (n1 == 0) | ((s1 - s2) * (s1 - s2) + a1 * a2 * w <= 0)
     across = e1 * a2 * tl.sqrt(tl.maximum(angle * (4 - angle), 0.0)) / 2
     along = (s2 - s1) * (e1 + e2) - a2 * (2 - a1) * w
@@ -138,7 +142,9 @@ def aperture(n, root, K: tl.constexpr):
     """The half aperture, π/2 within sinh r ≤ 2K, and its derivative."""
     e, _, a = polar(n, root)
     narrow = a / 2 > K * e
+    # In the branch that is thrown away, numbers whose root and quotient are ordinary.
     sinh, least = tl.where(narrow, a / 2, 2.0), tl.where(narrow, K * e, 1.0)
+    # As factors: the difference of the squares would lose digits near a half-space.
     width = tl.sqrt((sinh - least) * (sinh + least))
     half = tl.where(narrow, atan2(least, width), 1.5707963267948966)
     return half, tl.where(narrow, -least * (2 - a) / (2 * sinh * width), 0.0)
@@ -156,6 +162,7 @@ def _measure(
     K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One pair's part of what :func:`forward` gives."""
+    # Row times columns may pass 2^31.
     row = tl.program_id(0).to(tl.int64)
     square1, square2 = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
     for start in range(0, columns, BLOCK):
@@ -166,6 +173,7 @@ def _measure(
         square2 += y * y
     n1, n2 = tl.sqrt(tl.sum(square1)), tl.sqrt(tl.sum(square2))
     inverse1, inverse2 = inverse(n1), inverse(n2)
+    # The vectors are read again: a program holds at most WIDEST numbers of each.
     apart = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, columns, BLOCK):
         j = start + tl.arange(0, BLOCK)
@@ -203,6 +211,7 @@ def _step(
     inverse1, inverse2 = inverse(n1), inverse(n2)
     grad_angle = grad_outside * by_angle
     away1, away2 = grad_angle * inverse1, grad_angle * inverse2
+    # θ changes with u1 by (u1 - u2 - |u1 - u2|²/2 u1)/sin θ: along the difference, less what lengthens u1.
     outward1 = (scale * grad_r1 - grad_angle * angle / 2 * inverse1) * inverse1
     outward2 = (scale * grad_r2 - grad_angle * angle / 2 * inverse2) * inverse2
     for start in range(0, columns, BLOCK):
@@ -210,6 +219,7 @@ def _step(
         x = tl.load(broad + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
         y = tl.load(narrow + row * columns + j, mask=j < columns, other=0.0).to(tl.float64)
         way = x * inverse1 - y * inverse2
+        # Both steps are added in float64 and rounded once.
         tl.store(out + row * columns + j, (away1 * way + outward1 * x).to(tl.float32), mask=j < columns)
         tl.store(
             out_narrow + row * columns + j, (outward2 * y - away2 * way).to(tl.float32), mask=j < columns

@@ -52,6 +52,7 @@ def _sides(
 def _outside(left: Side, right: Side, angle: Tensor, min_radius: float) -> Tensor:
     """The exterior angle minus the half aperture, from |u1 - u2|²."""
     across, along, _ = _exterior(left, right, angle)
+    # asin(2K/sinh r) by its sine and cosine: near a half-space an arcsine loses half its digits.
     kept, sinh, k = _aperture(left, min_radius)
     aperture = torch.where(kept, torch.atan2(k, torch.sqrt((sinh - k) * (sinh + k))), torch.pi / 2)
     return torch.atan2(across, along) - aperture
@@ -63,6 +64,7 @@ def _pair_steps(
     """The steps of both sides, and the gradient of √c, from the gradients of the three that the op gives."""
     grad_outside, grad_broad, grad_narrow = grads
     across, along, usable = _exterior(left, right, angle)
+    # |u1 - u2|² (4 - |u1 - u2|²) = 4 sin² θ; opposite vectors may be above 4 by a rounding.
     w, sine = angle / 4, torch.sqrt((angle * (4 - angle)).clamp(min=0)) / 2
     a1, a2, e1, e2 = left.shrunk2, right.shrunk2, left.decay, right.decay
     square = torch.where(usable, across.square() + along.square(), 1.0)  # (2 e^-(r1+r2) sinh D)²
@@ -105,4 +107,5 @@ def _aperture(side: Side, min_radius: float) -> tuple[Tensor, Tensor, Tensor]:
     """Whether a cone is narrower than a half-space, and e^-r sinh r and e^-r 2K, or 2 and 1 if not."""
     sinh, k = side.shrunk2 / 2, 2 * min_radius * side.decay
     kept = sinh > k
+    # 2 and 1 keep the root and the quotient ordinary in the branch that is thrown away.
     return kept, torch.where(kept, sinh, 2.0), torch.where(kept, k, 1.0)

@@ -46,6 +46,7 @@ def reference(
             s, matched = a @ b.mT, (a * b[own]).sum(-1)
         else:
             s, matched = -tangent.cdist(x, y, c), -tangent.dist(x, y[own], c)
+    # Matched pairs are measured one by one: near ones would lose their digits in a matrix product.
     s = s.index_put((torch.arange(len(x), device=x.device), own), matched.to(s.dtype))
     return from_similarities(s, scale, forget=forget, caption_ids=caption_ids, offset=offset)
 
@@ -86,5 +87,6 @@ def from_similarities(
     # Captions that mean the same are no mismatch, though both be forgotten.
     negatives = drop[own, None] & drop & ~same
     pairs = negatives.sum()
+    # With no pairs the mean is 0/1: 0, with gradient 0, where 0/0 would be NaN.
     negative = torch.where(negatives, s, 0.0).sum() / pairs.clamp(min=1)
     return Contrastive(s.diagonal(offset), by_row, by_column, negative, pairs.to(s.dtype))

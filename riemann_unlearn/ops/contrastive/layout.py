@@ -104,6 +104,8 @@ class Gradients(NamedTuple):
 
 def most_tiles(rows: int, columns: int) -> int:
     """The number of tiles of a problem, or one that is larger."""
+    # The cut between retained and forgotten makes one piece more of either axis. By sizes alone: a graph is
+    # traced before the flags are known.
     least = min(ROWS, ROWS_OF_TORCH, FEWEST_ROWS)
     return (-(-rows // least) + 1) * (-(-columns // COLUMNS) + 1)
 
@@ -147,6 +149,7 @@ class Layout:
         self.blocks = _slices(self.kept[1], len(p.y), COLUMNS)
         self.strips = [[k] for k in range(len(self.bands))]
         """The bands of which the products are made at once, by their numbers."""
+        # All rows fit one tile's buffer: retained and forgotten are two bands, and one product serves both.
         if self.passes is not None and 0 < len(p.x) <= size:
             self.strips = [list(range(len(self.bands)))]
         self.tile_size = min(size, len(p.x)) * min(COLUMNS, len(p.y))
@@ -159,6 +162,8 @@ class Layout:
         shares: list[list[list[int]]] = [[] for _ in range(parts)]
         load = [0] * parts
         sizes = [self.rows(strip).stop - self.rows(strip).start for strip in self.strips]
+        # The largest first, each to who has the least. The sort is stable, so shares are the same in every
+        # run.
         for number in sorted(range(len(sizes)), key=lambda k: -sizes[k]):
             least = load.index(min(load))
             shares[least].append(self.strips[number])
@@ -177,6 +182,8 @@ class Layout:
     def negatives(self) -> int:
         """The number of mismatched forget pairs."""
         rows, columns = self.kept
+        # A forgotten row's run of equal captions lies among the forgotten columns, as runs end where the kind
+        # changes; without ids it is the row's own column.
         own = self.places[rows:]
         return len(own) * (len(self.p.y) - columns) - int((own[:, 1] - own[:, 0]).sum())
 
@@ -207,11 +214,13 @@ class Layout:
         if self.p.x.dtype == torch.float64:
             return True
         farthest = self.farthest[0][tile.rows.start] + self.farthest[1][tile.columns.start]
+        # A NaN is not within: its tile is careful.
         return not farthest <= FAST_RADII
 
     @cached_property
     def is_small(self) -> bool:
         """Whether the curvature's gradient needs care; one exponential then serves any tile."""
+        # No D exceeds twice the longest radius, so all logits are within SPREAD of 0.
         return self.longest < SMALL and -self.slope * 2 * self.longest <= SPREAD
 
     @cached_property
@@ -247,6 +256,7 @@ class Layout:
             self.kept = len(p.x) - int(drop[own].sum()), len(p.y) - int(drop.sum())
             drop = drop[order]
             order = numpy.concatenate([order[~drop], order[drop]])
+        # The columns' order, of the local rows: both sides keep the blocks in the same order.
         row_order = order[(order >= own.start) & (order < own.stop)]
         place = numpy.empty_like(order)
         place[order] = numpy.arange(len(order))
@@ -254,6 +264,7 @@ class Layout:
         first, last = target, target + 1
         if p.ids is not None:
             ids = p.ids.numpy()[order]
+            # One longer than the ids: the end of the last run is an edge as well.
             starts_run = numpy.ones(len(ids) + 1, bool)
             starts_run[1:-1] = ids[1:] != ids[:-1]
             starts_run[self.kept[1]] = True  # a caption in both kinds is two runs
@@ -294,6 +305,7 @@ def bend(one: tuple[Tensor, ...], other: tuple[Tensor, ...], d: Tensor, sinh: Te
     """
     (f1, c1, g1), (f2, c2, g2) = one, other
     z = d.square()
+    # 2 tanh(D/2) - D = -D³/12 + D⁵/120 - 17 D⁷/20160 + 31 D⁹/362880 - …
     series = d * z * (-1 / 12 + z * (1 / 120 + z * (-17 / 20160 + z * 31 / 362880)))
     apart = torch.where(sinh > 0, (f1 - f2) * (c1 - c2) / torch.where(sinh > 0, sinh, 1.0), 0.0)
     return series + apart + torch.tanh(d / 2) * (g1 + g2)
@@ -304,6 +316,9 @@ class Tile:
 
     def __init__(self, layout: Layout, rows: slice, columns: slice, number: int) -> None:
         self.rows, self.columns, self.number = rows, columns, number
+        # Pieces do not cross the cut, so a tile is of one kind by where it ends. Retained pairs sum over the
+        # retained, forgotten ones over all: retain × forget counts for its columns alone, forget × retain for
+        # its rows.
         row_kept, column_kept = rows.stop <= layout.kept[0], columns.stop <= layout.kept[1]
         self.by_row = column_kept or not row_kept
         """Its terms belong to the sums of its rows; ``by_column`` likewise."""
@@ -312,6 +327,7 @@ class Tile:
         """It lies in forget × forget."""
         self.kind = layout.p.hyperbolic, self.by_row, self.by_column, self.negatives
         self.places = layout.places[rows]
+        # Equal captions are no negatives only among pairs of one kind; a forgotten pair sums over all others.
         self._captions = layout.p.ids is not None and row_kept == column_kept
 
     @cached_property

@@ -133,6 +133,7 @@ _PROBLEM = (
 )
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     problem = Problem(*arguments)
+    # Autocast would take the products in half precision.
     with torch.autocast(problem.x.device.type, enabled=False):
         return tuple(implementation("contrastive", problem.x).forward(problem))
 
@@ -140,6 +141,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
 @_forward.register_fake
 def _(x: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, ...]:
     n, m = x.shape[0], y.shape[0]
+    # As Statistics has them. Sizes depend on shapes alone, never on how many pairs are forgotten.
     shapes = ((n,), (n,), (m,), (), (), (most_tiles(n, m), 2), (n,), (n,), (m,))
     return tuple(x.new_empty(shape, dtype=torch.float64) for shape in shapes)
 
@@ -166,11 +168,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     x, y, scale, c, forget, caption_ids, ctx.offset, ctx.hyperbolic = inputs
     # The number of pairs, and what only the backward pass reads.
     ctx.mark_non_differentiable(*output[4:])
+    # Features and vectors: the tiles are made again rather than kept.
     ctx.save_for_backward(x, y, scale, c, forget, caption_ids, *output)
 
 
 def _gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     x, y, scale, c, forget, caption_ids, *statistics = ctx.saved_tensors
+    # Of the first four results: the fifth is a count, and the others are none of the user's.
     gradients = _backward(
         x, y, scale, c, forget, caption_ids, ctx.offset, ctx.hyperbolic, statistics, list(grads[:4])
     )

@@ -37,6 +37,7 @@ def _power_of_two(typing: Any, n: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         whole = builder.fptosi(arguments[0], ir.IntType(32))
+        # The field of the exponent, biased by 127. As _exp clamps it n is from -126 to 127: a normal number.
         shifted = builder.shl(builder.add(whole, whole.type(127)), whole.type(23))
         return builder.bitcast(shifted, ir.FloatType())
 
@@ -49,6 +50,7 @@ def _exponent(typing: Any, u: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         bits = builder.bitcast(arguments[0], ir.IntType(32))
+        # The bits of √½. Positive floats are ordered as their bits: what lies above in steps of 2^23 is e.
         above = builder.sub(bits, bits.type(0x3F3504F3))
         return builder.sitofp(builder.ashr(above, bits.type(23)), ir.FloatType())
 
@@ -67,6 +69,8 @@ def _mantissa(typing: Any, u: Any) -> Any:
     return types.float32(types.float32), code
 
 
+# EXACT here and in _log1p: if sums could be taken in any order, the two parts of log 2 would become one
+# number, and t - ((1 + t) - 1) nothing.
 @jit(EXACT)
 def _exp(x: Any) -> Any:
     """Of x up to 88; below -87 it stays at e^-87. Polynomial: Cephes' expf."""
@@ -85,6 +89,8 @@ def _exp(x: Any) -> Any:
 @jit(EXACT)
 def _log1p(t: Any) -> Any:
     """Of t ≥ 0. Polynomial: Cephes' logf; what 1 + t rounds away comes back as a quotient."""
+    # log(1 + t) = log u + (t - (u - 1))/u, where u is 1 + t rounded and u - 1 exact: to first order in what
+    # the rounding took away, which is at most 2^-24 of u.
     u = _ONE + t
     e, f = _exponent(u), _mantissa(u) - _ONE
     z = f * f
@@ -108,6 +114,7 @@ def _stretches(lo: int, hi: int, own: int, first: int, width: int, negatives: bo
     The first two hold the captions that differ from its own, the others those of negatives that equal it.
     """
     a, b = min(max(lo - first, 0), width), min(max(hi - first, 0), width)
+    # Within the run, so that where the own column lies elsewhere the run is one stretch and the other empty.
     o = min(max(own - first, a), b)
     after = min(max(own + 1 - first, a), b)
     if not negatives:
@@ -122,6 +129,7 @@ def _measure(q: Any, near: Any, sinh: Any, hyperbolic: bool) -> Any:
     if hyperbolic:
         for j in range(q.size):
             p = q[j]
+            # Asked so that NaN is bad: every comparison with it is false.
             bad += _ZERO if p > near * sinh[j] else _ONE
             d = _log1p(p + math.sqrt(p * (p + _TWO)))
             total += d
@@ -133,6 +141,7 @@ def _measure(q: Any, near: Any, sinh: Any, hyperbolic: bool) -> Any:
     return bad, total
 
 
+# What could be NaN has been refused by _measure; without the promise a minimum is not vectorized.
 @jit(SUMS | {"nnan"})
 def _least(v: Any, least: Any) -> Any:
     """The least of a row; and each column's in ``least``."""
@@ -214,6 +223,9 @@ def reduce_tile(
     n, m = product.shape
     scale = _f4(slope)
     total, bad = 0.0, _ZERO
+    # A tile's own sums. Those of columns are float32, as the exponentials are, and of at most ROWS terms;
+    # they reach the running sums, float64, only once the tile is known to be right. One that is not is made
+    # again, and would be counted twice.
     fresh, sums = np.zeros(m, np.float32), np.zeros(n, np.float64)
     if has_common and hyperbolic:
         base = _f4(common)
@@ -229,6 +241,7 @@ def reduce_tile(
                 total += more if negatives and k < 2 else _ZERO
         if bad != 0:
             return CAREFUL, 0.0, 0.0
+        # All sums have this reference, so a tile's are added as they are.
         _commit(rows, columns, sums, fresh, by_row, by_column)
         return SHARED, common, total
     for i in range(n):
@@ -278,6 +291,7 @@ def _commit_from(
     """Add sums that have another reference."""
     if by_row:
         for i in range(sums.size):
+            # A sum without terms may have -Inf for its reference, and 0 times e^Inf would be NaN.
             rows[i, 1] += sums[i] * math.exp(reference - rows[i, 0]) if sums[i] > 0 else 0.0
     if by_column:
         for j in range(fresh.size):
@@ -305,6 +319,8 @@ def _raise_tops(
         bottom = min(bottom, _raise(rows, lowest, slope))
     if by_column:
         bottom = min(bottom, _raise(columns, least, slope))
+    # The reference is ``spread`` below the largest logit, and no sum's own is more than ``spread`` below
+    # that.
     if highest - bottom <= 2 * spread:
         return SHARED, highest - spread
     return TWICE, 0.0
@@ -316,6 +332,7 @@ def _raise(sums: Any, least: Any, slope: Any) -> float:
     lowest = math.inf
     for j in range(least.size):
         top = slope * least[j] if least[j] < math.inf else -math.inf
+        # Strictly: two of -Inf have no difference.
         if top > sums[j, 0]:
             sums[j, 1] *= math.exp(sums[j, 0] - top)
             sums[j, 0] = top
@@ -359,6 +376,7 @@ def _differentiate_small(
         z = d * d
         series = _f4(-17 / 20160) + z * _f4(31 / 362880)
         series = d * z * (_f4(-1 / 12) + z * (_f4(1 / 120) + z * series))
+        # ``bend`` of layout, with tanh(D/2) = (cosh D - 1)/sinh D = Q/sinh D: one division serves two terms.
         bent = (f1 - f2[j]) * (c1 - c2[j]) + p * (g1 + g2[j])
         grad_scale += h * d
         grad_root -= g * (series + bent / sinh)
@@ -374,6 +392,7 @@ def _differentiate_apart(
     """:func:`_differentiate` with an exponential for the row's sum and another for the column's."""
     grad_scale, grad_root = _ZERO, _ZERO
     if hyperbolic:
+        # Where one of the sums has no share its gradient is 0 here, and _exp stops at e^88: 0 times a number.
         for j in range(q.size):
             p = q[j]
             sinh = math.sqrt(p * (p + _TWO))
@@ -439,6 +458,9 @@ def differentiate_tile(
     grad_columns, logs = np.zeros(m, np.float32), columns[:, 0].astype(np.float32)
     if by_column:
         for j in range(m):
+            # e^(l - L) = e^(l - reference) e^(reference - L): the second factor is the row's or the column's
+            # and goes with its gradient, so that a pair has one exponential. float64: L may be far from the
+            # reference.
             grad_columns[j] = _f4(columns[j, 1] * (math.exp(reference - columns[j, 0]) if shared else 1.0))
     grad_scale, grad_root = 0.0, 0.0
     for i in range(n):
@@ -467,6 +489,8 @@ def differentiate_tile(
                 more, turn = _differentiate(q, rate, base, grad_row, grads, tau, force)
             grad_scale += more
             grad_root += turn
+        # Matched pairs are differentiated from differences, and what is hidden has no gradient: 0, since the
+        # products that follow take the whole tile. Two stretches of a tile without negatives leave one gap.
         if negatives:
             own = places[i, 2] - first
             if 0 <= own < m:

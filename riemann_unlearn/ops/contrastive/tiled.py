@@ -87,13 +87,15 @@ def forward(p: Problem, *, passes: Any = None) -> Statistics:
             for block in range(len(w.blocks)):
                 tiles = w.tiles(strip, block)
                 for tile, (how, more) in zip(tiles, work.add(tiles), strict=True):
+                    # A tile is one worker's, and so are its rows: none of this needs a lock.
                     made[tile.number] = how
                     total += more
         return work.columns, total
 
     results = workers.run([partial(task, share) for share in w.shares()])
     columns, total = results[0][0], math.fsum(more for _, more in results)
-    # Rows belong to one worker each; columns to all.
+    # Rows belong to one worker each; columns to all, and are joined in the order of the shares, so that
+    # rounding is the same in each run.
     for other, _ in results[1:]:
         columns.join(other)
     pairs = w.negatives()
@@ -138,6 +140,7 @@ def backward(p: Problem, statistics: Statistics, grads: Sequence[Tensor], *, pas
             for block in range(len(w.blocks)):
                 tiles = w.tiles(strip, block)
                 work.add(tiles, [plan[tile.number] for tile in tiles], left)
+            # Rows are one worker's, who may write their gradients; columns wait until all shares are joined.
             work.grad_left = work.grad_left + left.finish(grad_x, w.rows(strip))
         return work
 
@@ -209,6 +212,7 @@ class _Tiles:
         near = y <= _NEAR_EXACT * left.shrunk2[i, None] * right.shrunk2[None, j]
         a, b = tile.hide(near, False).nonzero(as_tuple=True)
         y[a, b] = from_differences(left, right, a + i.start, b + j.start)
+        # Rounding may leave a Y below 0, of which there is no root.
         d, s = careful_distance(left, right, i, j, y.clamp_(min=0))
         return tile.hide(d, _FAR), s
 
@@ -219,9 +223,11 @@ class _Tiles:
     def fast_if_right(self, tile: Tile) -> Tensor | None:
         """D of a tile, or None where a pair is too near for its product."""
         v, _ = self.fast(tile)
+        # By the largest radius of the columns, which costs a minimum. A NaN is not greater: it goes on below.
         if (v.amin(1) > self._nearest(tile.columns)[tile.rows]).all():
             return v
         # By each pair's own radii, which takes a pass more.
+        # The product is made again: ``fast`` worked in its place.
         q = tile.hide(self.product(tile.rows, tile.columns), _FAR)
         least = q.div_(self.w.sinh[1][tile.columns].to(q.dtype)).amin(1)
         return self.fast(tile)[0] if (least > NEAR * self.w.sinh[0][tile.rows]).all() else None
@@ -289,16 +295,20 @@ class _Forward(_Tiles):
         # Without a reference for all tiles, the sums' own are raised to what the tile needs (slope < 0: the
         # least V is the largest logit), and one exponential serves both if all of them are near each other.
         if reference is None:
+            # Hidden pairs are at _FAR and are never the least, unless all of a row or column are.
             most = slope * v.amin(1)
             tops = [
                 torch.maximum(running.top[where], most if dim == 1 else slope * v.amin(0))
                 for running, where, dim in sides
             ]
             highest, lowest = float(most.max()), min(float(top.min()) for top in tops)
+            # With the reference SPREAD below the largest logit no term is above e^SPREAD, and no sum's own
+            # reference is more than SPREAD below it.
             fits = highest - lowest <= 2 * SPREAD and not careful
             reference = highest - SPREAD if fits else None
             for (running, where, _), top in zip(sides, tops, strict=True):
                 running.raise_top(where, top)
+        # The exponential of _FAR is 0, but where τ is 0 it is that of any pair: hidden again.
         shared = None if reference is None else tile.hide(self.exponentials(1, v, reference), 0.0)
         for running, where, dim in sides:
             if shared is not None and self.common is not None:
@@ -369,6 +379,7 @@ class _Backward(_Tiles):
         else:
             v = self.cosines(tile)
         h = self._logit_gradient(tile, v, how)
+        # Before the pull is added: the mean over negatives does not depend on τ.
         grad_scale = float(torch.dot(h.view(-1), v.view(-1)))
         self.grad_scale += grad_scale
         scale = float(w.p.scale)
@@ -384,6 +395,8 @@ class _Backward(_Tiles):
             grad_root = -float(torch.dot(h.view(-1), g.view(-1)))
         self.grad_root += grad_root
         if sinh is not None:
+            # dD/dQ = 1/sinh D. Of fast tiles none is 0, as Q > NEAR sinh r1 sinh r2 ≥ 0; a careful pair may
+            # coincide, where a distance has no derivative and 0 is a subgradient.
             h = torch.where(sinh > 0, h / sinh, 0.0) if careful else h.div_(sinh)
         return h
 
@@ -410,6 +423,8 @@ class _Backward(_Tiles):
                 self.exponentials(2 + k, v, log).mul_(grad.to(v.dtype)) for k, (log, grad) in enumerate(sides)
             ]
             h = parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
+        # A column all of whose pairs are hidden has a log-sum-exp of -Inf, and an infinite weight above.
+        # Hiding writes over what comes of it.
         return tile.hide(h, 0.0)
 
 
@@ -461,11 +476,14 @@ class _Sums:
     def __init__(self, layout: Layout, side: Side, rows: slice) -> None:
         self.side, self.rows = side, rows
         self._parts: dict[bool, Tensor] = {}
+        # Of fast tiles G has what goes through the radii already; careful ones take the difference, in
+        # float64.
         self._skips_root = layout.p.hyperbolic and layout.is_small
 
     def add(self, where: slice, h: Tensor, operand: Tensor, factor: float, careful: bool) -> None:
         """Add factor·h @ operand."""
         count = self.rows.stop - self.rows.start
+        # Careful operands have another scale and dtype: their sums cannot be one with those of the fast.
         if careful not in self._parts:
             self._parts[careful] = operand.new_zeros(count, operand.shape[1])
         start = self.rows.start
@@ -493,6 +511,9 @@ class _Sums:
 
 def _common_reference(p: Problem, own: Tensor) -> float | None:
     """A reference for all tiles, if the matched pairs show that no sum can be far from it."""
+    # Every sum must have a matched pair, and with more columns than rows some do not. No logit exceeds
+    # ``most``, for D ≥ 0 and cosines are at most 1. So terms are at most e^SPREAD, and with the least matched
+    # logit not below most - 2 SPREAD every sum is at least e^-SPREAD.
     if len(p.x) < len(p.y) or not len(own):
         return None
     most = 0.0 if p.hyperbolic else float(p.scale)

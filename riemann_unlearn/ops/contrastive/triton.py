@@ -62,10 +62,14 @@ def forward(p: Problem) -> Statistics:
             totals,
             **w.meta(band),
         )
+        # Parts are joined in float64, in a fixed order: no atomic addition, whose order changes from run to
+        # run.
         rows.append(by_row.double().logsumexp(0))
         columns = torch.logaddexp(columns, _logsumexp(by_column.double()))
         sums.append(totals.double().sum((1, 2)))
     total, pairs = torch.stack(sums).sum(0) if sums else w.unit.new_zeros(2)
+    # Nothing is planned here: zeros of the shape that the operator promises. Its outputs may not share
+    # memory, hence the copies.
     return Statistics(
         value,
         torch.cat(rows) if rows else value.clone(),
@@ -114,6 +118,7 @@ def backward(p: Problem, statistics: Statistics, grads: Sequence[Tensor]) -> Gra
         )
         weighted = weighted + totals.double().sum()
         _multiply(product, right, grad_left[band])
+        # Columns get a share from each band, one after the other.
         _multiply(product.mT, left[band], grad_right, accumulate=True)
     grad_x, grad_y = torch.zeros_like(p.x), torch.zeros_like(p.y)
     whole = slice(0, len(p.x)), slice(0, len(p.y))
@@ -148,6 +153,7 @@ class _Work:
         self.operands = self.sides[0].scaled(), self.sides[1].scaled()
         dtype, count = p.x.dtype, len(p.y)
         self.scalars = [v.to(dtype).reshape(1) for v in (p.scale, self.unit)]
+        # Kernels take no None. Without flags no pair is forgotten; ids are looked at only under IDS.
         new = p.x.new_zeros(count, dtype=torch.int32)
         self._forget = new if p.forget is None else p.forget.to(torch.int32)
         self._ids = new if p.ids is None else p.ids
@@ -193,6 +199,7 @@ class _Work:
 
 def _launch(kernel: Any, grid: Any, *arguments: Any, **meta: Any) -> None:
     """Run a kernel with the settings that are fastest here, or with its first where it must not be timed."""
+    # Between near equals timing picks by chance, and another size of tiles sums in another order.
     if torch.are_deterministic_algorithms_enabled() or not arguments[0].is_cuda:
         kernel.fn[grid](*arguments, **meta, **kernel.configs[0].all_kwargs())
     else:
@@ -209,6 +216,7 @@ def _logsumexp(parts: Tensor) -> Tensor:
 def _multiply(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool = False) -> Tensor:
     """A @ b in ``out``, or added to it."""
     if a.dtype == torch.float64:
+        # At beta = 0 what is in ``out``, which may be NaN, is not read.
         return torch.addmm(out, a, b, beta=float(accumulate), out=out)
     (rows, inner), columns = a.shape, b.shape[1]
 
@@ -235,6 +243,7 @@ _SQUARES = [triton.Config({}, num_warps=warps) for warps in (4, 8)]
         triton.Config({"M": 64, "N": 64, "K": 32}, num_warps=4, num_stages=4),
     ],
     key=["rows", "columns", "inner", "PRECISION"],
+    # Timing runs a kernel many times: what it adds to or replaces has to be put back between the runs.
     restore_value=["out"],
 )
 @triton.jit
@@ -243,6 +252,7 @@ def _product(
     ACCUMULATE: tl.constexpr, PRECISION: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """One program's M×N of a product of float32 matrices."""
+    # Offsets pass 2^31 in a band of 1024 rows from 2^21 columns on.
     i = (tl.program_id(0) * M + tl.arange(0, M)).to(tl.int64)[:, None]
     j = (tl.program_id(1) * N + tl.arange(0, N)).to(tl.int64)[None, :]
     total = tl.zeros((M, N), tl.float32)
@@ -272,13 +282,16 @@ def _tile(
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside_i, inside_j = i < rows, j < columns
     inside = inside_i[:, None] & inside_j[None, :]
+    # In int64, as in _product.
     where = i[:, None].to(tl.int64) * columns + j[None, :]
+    # 1 beyond the edges: its root and logarithm are ordinary until the masks drop it.
     y = tl.load(product + where, mask=inside, other=1.0)
     if HYPERBOLIC:
         a = tl.load(r1 + i, mask=inside_i, other=0.0)[:, None]
         b = tl.load(r2 + j, mask=inside_j, other=0.0)[None, :]
         rest = 4 * tl.load(decay1 + i, mask=inside_i, other=1.0)[:, None]
         rest = rest * tl.load(decay2 + j, mask=inside_j, other=1.0)[None, :]
+        # Rounding may leave less than 0. Then D and S as polar's _distance has them.
         y = tl.maximum(y, 0.0)
         root, more = tl.sqrt(y), tl.sqrt(y + rest)
         gap = tl.abs(a - b)
@@ -289,12 +302,14 @@ def _tile(
         q = tl.where(close, y / tl.where(close, rest, 1.0), 1.0)
         t = tl.sqrt(q) + q / (1 + tl.sqrt(1 + q))
         rounded = 1 + t
+        # Where t is lost in 1 + t, log(1 + t) is t.
         below = rounded == 1
         d = tl.where(
             close, 2 * tl.where(below, t, tl.log(rounded) * (t / tl.where(below, 1.0, rounded - 1))), d
         )
         v = tl.where(y > 0, tl.maximum(tl.where(some, d, gap), gap), gap)
         s = root * more
+        # A distance has no derivative at coincident points; 0 is a subgradient.
         slope = tl.where(s > 0, 1 / tl.where(s > 0, s, 1.0), 0.0)
     else:
         v = y
@@ -308,6 +323,7 @@ def _tile(
             tl.load(ids1 + i, mask=inside_i, other=0)[:, None]
             == tl.load(ids2 + j, mask=inside_j, other=0)[None, :]
         )
+    # As definition has it: retain pairs among themselves, each with itself and what means something else.
     retained = (drop1 == 0) & (drop2 == 0) & (own | (same == 0))
     by_row = inside & (drop1 | retained)
     by_column = inside & (drop2 | retained)
@@ -329,11 +345,13 @@ def _reduce(
     )  # fmt: skip
     logit = tl.load(scale) * tl.load(unit) * v
     matched = tl.load(own_logit + i, mask=i < rows, other=0.0)[:, None]
+    # A matched pair is measured by differences, and stands in the sums as such.
     logit = tl.where(own, matched, logit)
     nothing = float("-inf")
 
     terms = tl.where(by_row, logit, nothing)
     top = tl.max(terms, 1)
+    # Without a term the largest is -Inf, and -Inf less itself NaN: such a row is measured from 0.
     base = tl.where(top > nothing, top, 0.0)
     sums = tl.sum(tl.exp(terms - base[:, None]), 1)
     log = tl.where(sums > 0, base + tl.log(tl.where(sums > 0, sums, 1.0)), nothing)
@@ -369,6 +387,7 @@ def _differentiate(
     log2 = tl.load(column_log + j, mask=j < columns, other=0.0)[None, :]
     g1 = tl.load(grad_row + i, mask=i < rows, other=0.0)[:, None]
     g2 = tl.load(grad_column + j, mask=j < columns, other=0.0)[None, :]
+    # Matched pairs are differentiated by add_matched_gradient, from differences.
     by_row, by_column = by_row & (own == 0), by_column & (own == 0)
     h = tl.where(by_row, g1 * tl.exp(tl.where(by_row, logit - log1, 0.0)), 0.0)
     h += tl.where(by_column, g2 * tl.exp(tl.where(by_column, logit - log2, 0.0)), 0.0)

@@ -18,6 +18,7 @@ def lengths(x: Any, out: Any) -> None:
     for i in range(len(x)):
         total, row = 0.0, x[i]
         for j in range(row.size):
+            # The square of a float32 number is exact in float64, and neither overflows nor underflows there.
             total += _f8(row[j]) * _f8(row[j])
         out[i] = math.sqrt(total)
 
@@ -27,6 +28,7 @@ def scale(x: Any, order: Any, by: Any, one: Any, other: Any, out: Any) -> None:
     """Rows of ``x``, in ``order`` if there is one, times ``by``; then two columns more, if there is room."""
     width = x.shape[1]
     for i in range(len(out)):
+        # Rows are read where they lie and written in order: no sorted copy of the features is made.
         row, to, factor = x[order[i] if len(order) else i], out[i], _f4(by[i])
         for j in range(width):
             to[j] = row[j] * factor
@@ -34,6 +36,8 @@ def scale(x: Any, order: Any, by: Any, one: Any, other: Any, out: Any) -> None:
             to[width], to[width + 1] = one[i], other[i]
 
 
+# Equal rows must come out at exactly 0, which is how coincident points are known. With one of the two
+# products fused into the difference it would be left with the other's rounding.
 @jit(SEPARATE)
 def angles(x: Any, y: Any, inverse_x: Any, inverse_y: Any, apart: bool, out: Any) -> None:
     """|u1 - u2|² of the rows' unit vectors, if ``apart``; else their product."""
@@ -69,6 +73,7 @@ def add_steps(
         if apart:
             for j in range(a.size):
                 e = _f8(a[j]) * p - _f8(b[j]) * q
+                # Both steps are added in float64 and rounded once.
                 to[j] += _f4(away * e + outward * _f8(a[j]))
                 to_right[j] += _f4(outward_right * _f8(b[j]) - away_right * e)
         else:
@@ -104,10 +109,14 @@ def add_gradient(
         along = 0.0
         for j in range(width):
             along += _f8(of[j] * row[j])
+        # With the operand's main part sign·s·v, s = sinh r/n, and ``along`` the part of m along sign·u, the
+        # gradient of v is sign·s·m + (√c ∂L/∂r - s·along)·u, where ∂L/∂r = cosh r·along + sinh r·(that of
+        # cosh r - 1).
         along *= sign * polar[i, 1]
         radial = -polar[i, 0] * along
         if hyperbolic:
             grad_less_one = _f8(m[i, width])
+            # On the right both last columns, cosh r and cosh r - 1, change with r; on the left only one does.
             if sign < 0:
                 grad_less_one += _f8(m[i, width + 1])
             grad_r = polar[i, 3] * along + polar[i, 4] * grad_less_one

@@ -92,9 +92,12 @@ class Side:
         self.sign = -1.0 if right else 1.0
         self.order: Tensor | None = None
         self.norm = _norms(x) if norm is None else norm
+        # A row at the origin has no direction. In distances what stands for it does not matter, since
+        # 1 - e^-2r multiplies it and is 0; its cosines are 0.
         self.inverse = torch.where(self.norm > 0, 1 / self.norm, 0.0)
         if hyperbolic:
             self.r = root * self.norm
+            # By expm1: differences of these keep their digits near the origin, where those of e^-r lose them.
             self.shrunk = -torch.expm1(-self.r)  # 1 - e^-r
             self.shrunk2 = -torch.expm1(-2 * self.r)  # 1 - e^-2r = 2 e^-r sinh r
             self.decay = torch.exp(-self.r)
@@ -110,6 +113,7 @@ class Side:
         """The same rows in another order: row ``order[0]`` of ``x`` first."""
         if order is None:
             return self
+        # Sides are sorted before any operand is made, so that there is no fast one in the old order.
         side = copy.copy(self)
         side.order, side._careful, side._scales, side._tables = order, {}, {}, {}
         # One gather for all of them; radii are not computed again.
@@ -125,6 +129,7 @@ class Side:
 
     def unsort(self, values: Tensor) -> Tensor:
         """The inverse of :meth:`sort`."""
+        # An order is a permutation: every place of what is empty is written.
         return values if self.order is None else torch.empty_like(values).scatter_(0, self.order, values)
 
     def index(self, rows: slice) -> Tensor | slice:
@@ -156,6 +161,7 @@ class Side:
             return self.inverse
         if careful not in self._scales:
             size = self.shrunk2 / math.sqrt(2) if careful else torch.sinh(self.r)
+            # sinh r/n goes to √c at the origin, where the row's gradient needs it though the row itself is 0.
             limit = math.sqrt(2) * self.root if careful else self.root
             self._scales[careful] = torch.where(self.norm > 0, size * self.inverse, limit)
         return self._scales[careful]
@@ -186,6 +192,8 @@ class Side:
 
     def _last_columns(self, rows: slice, careful: bool) -> tuple[Tensor, Tensor]:
         """What follows a row's direction in the operand."""
+        # cosh r - 1 = 2 sinh²(r/2), and 2 e^-r (cosh r - 1) = (1 - e^-r)²: neither subtracts near the origin,
+        # as cosh r - 1 does.
         if careful:
             less_one = self.shrunk[rows].square() / math.sqrt(2)  # √2 e^-r (cosh r - 1)
             one = math.sqrt(2) * self.decay[rows]
@@ -224,6 +232,7 @@ class Side:
         along = self.sign * torch.linalg.vecdot(main, x.to(m.dtype)).double() * self.inverse[rows]
         radial, grad_root = -s * along, self.norm.new_zeros(())
         if self.hyperbolic:
+            # The left's last column is constant; on the right 1 + C and C both change with r.
             grad_less_one = (m[:, -2] if self.sign > 0 else m[:, -2] + m[:, -1]).double()
             cosh, sinh = self._cosh_sinh(rows, careful)
             grad_r = cosh * along + sinh * grad_less_one
@@ -233,11 +242,14 @@ class Side:
         if self.order is None and m.dtype == out.dtype:
             out[rows].addcmul_(main, steps[0]).addcmul_(x, steps[1])
         else:
+            # Rows of an order are distinct, so that an indexed addition loses none.
             out[where] += (main * steps[0]).addcmul_(x.to(m.dtype), steps[1]).to(out.dtype)
         return grad_root
 
     def _cosh_sinh(self, rows: slice, careful: bool) -> tuple[Tensor, Tensor]:
         """Cosh r and sinh r, times √2 e^-r for careful rows."""
+        # Gradients of careful products are over 2e^-(r1+r2) sinh D in place of sinh D. So ``m`` is too large
+        # by 1/(√2 e^-r), which is taken out here and in ``scale``; the factor itself is never differentiated.
         if careful:
             return (2 - self.shrunk2[rows]) / math.sqrt(2), self.shrunk2[rows] / math.sqrt(2)
         return torch.cosh(self.r[rows]), torch.sinh(self.r[rows])
@@ -255,6 +267,7 @@ def from_differences(left: Side, right: Side, i: Tensor, j: Tensor) -> Tensor:
     for pairs in _chunks(left.x, len(i)):
         a, b = i[pairs], j[pairs]
         chord = (left.units(a) - right.units(b)).square().sum(-1)
+        # As in matched_distances: Y is a sum of squares, so that nothing cancels.
         gap = left.shrunk[a] - right.shrunk[b]
         out[pairs] = gap.square() + left.shrunk2[a] * right.shrunk2[b] * chord / 4
     return out
@@ -344,12 +357,16 @@ def add_matched_gradient(
     ):
         if left.hyperbolic:
             a1, a2 = side.shrunk2[here], other.shrunk2[there]
+            # e^-2r2 - e^-2r1, by a difference of 1 - e^-r, which keeps its digits near the origin.
             gap = (side.shrunk[here] - other.shrunk[there]) * (side.decay[here] + other.decay[there])
             grad_r = gradient * (gap + (2 - a1) * a2 * angle / 4)
             grad_root = grad_root + (grad_r * side.norm[here]).sum()
+            # With a/n and its limit, a row at the origin still goes along the other's direction; ``outward``
+            # is 0 there, as 1/n is.
             away = gradient * side.a_per_length(here) * a2 / 2
             outward = (side.root * grad_r - away * angle / 2) * side.inverse[here]
         else:
+            # -(u2 - cos·u1)/n1: what of the other's direction lies along a row's own changes no cosine.
             away = gradient * side.inverse[here]
             outward = away * angle * side.inverse[here]
         steps.append(torch.stack((away, outward), 1))
@@ -410,6 +427,7 @@ def _unit_pairs(left: Side, right: Side, offset: int) -> Iterator[tuple[slice, s
     """Matched unit vectors, float64, a chunk at a time."""
     for rows in _chunks(left.x):
         columns = slice(rows.start + offset, rows.stop + offset)
+        # A copy of float64 features too: callers go on in place.
         u = left.x[rows].to(torch.float64, copy=True).mul_(left.inverse[rows, None])
         w = right.x[columns].to(torch.float64, copy=True).mul_(right.inverse[columns, None])
         yield rows, columns, u, w
@@ -417,6 +435,8 @@ def _unit_pairs(left: Side, right: Side, offset: int) -> Iterator[tuple[slice, s
 
 def _distance(y: Tensor, rest: Tensor, r1: Tensor, r2: Tensor) -> tuple[Tensor, Tensor]:
     """D and S from Y, 4 e^-(r1+r2) and the radii."""
+    # With k² = 4e^-(r1+r2), ``rest``: √Y = k sinh(D/2) and √(Y + k²) = k cosh(D/2). Half their sum is
+    # e^((D-r1-r2)/2), and their product 2e^-(r1+r2) sinh D = S.
     root, more = torch.sqrt(y), torch.sqrt(y + rest)
     d = r1 + r2 + 2 * torch.log((root + more) / 2)
     gap = (r1 - r2).abs()

@@ -39,10 +39,12 @@ def _count(left: Side, bank: Tensor, own: Tensor) -> Tensor:
     mine = pair_similarities(left, bank, every, own)
     careful = left.hyperbolic and (left.x.dtype == torch.float64 or is_far(left, bank))
     rounding = ROUNDING[torch.float64 if careful else left.x.dtype]
+    # For cosines: the products are minus them, and rows have length 1.
     size, length = -mine, torch.ones_like(mine)
     if left.hyperbolic:
         half = -left.root * mine / 2
         # Y over e^-r2, or Q. log(2 sinh²(D/2)) + log 2 - r1 does not overflow where Q does.
+        # 4e^-r1 sinh²(D/2) with sinh(D/2) = e^(D/2) (1 - e^-D)/2. At D = 0 the logarithm is -Inf, and this 0.
         size = torch.exp(2 * (half + torch.log(-torch.expm1(-2 * half))) - left.r)
         if not careful:
             size, length = 2 * torch.sinh(half).square(), torch.cosh(left.r)
@@ -54,7 +56,10 @@ def _count(left: Side, bank: Tensor, own: Tensor) -> Tensor:
         right = Side(block, left.root, hyperbolic=left.hyperbolic, right=True)
         product = left.operand(slice(0, len(left)), careful) @ right.operand(slice(0, len(block)), careful).mT
         if careful:
+            # The product is 4e^-(r1+r2) sinh²(D/2) of each row; what is left has the sign of the row's D
+            # minus the own.
             product -= torch.outer(size, right.decay)
+        # A fast product errs by ROUNDING of cosh r1 cosh r2; for the block, of its largest.
         width = torch.cosh(right.r).amax() if left.hyperbolic and not careful else 1.0
         here = (own >= start) & (own < start + len(block))
         product[every[here], own[here] - start] = torch.inf  # itself is no other
@@ -68,5 +73,6 @@ def _count(left: Side, bank: Tensor, own: Tensor) -> Tensor:
         rows = (unsure > sure).nonzero()[:, 0]
         i, j = (~(nearer[rows] | beyond[rows])).nonzero(as_tuple=True)
         i = rows[i]
+        # Not less, so that ties count, and so does what is NaN.
         count.index_add_(0, i, (~(pair_similarities(left, bank, i, j + start) < mine[i])).to(count.dtype))
     return count

@@ -51,6 +51,7 @@ def ranks(queries: Tensor, bank: Tensor, own: Tensor, c: Curvature | None = None
         raise ValueError(
             f"own must be integers of shape ({len(queries)},), got {own.dtype} of {tuple(own.shape)}"
         )
+    # The bank keeps its dtype: it is widened a block at a time, as it is read.
     queries, bank = widen(queries.detach()), bank.detach()
     curvature = as_scalar(1.0 if c is None else c, queries, curvature=True).detach()
     count: Tensor = _ranks(queries, bank, own.to(torch.int64), curvature, c is not None)

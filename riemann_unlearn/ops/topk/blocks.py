@@ -39,6 +39,7 @@ def topk(queries: Tensor, bank: Tensor, k: int, root: Tensor, hyperbolic: bool) 
             left = Side(queries[rows], root, hyperbolic=hyperbolic)
             candidates = _candidates(left, bank, min(k + SPARE, len(bank)))
             each = torch.arange(len(left), device=bank.device).repeat_interleave(candidates.shape[1])
+            # A product may have the candidates in the wrong order: differences decide who of them is nearest.
             exact = pair_similarities(left, bank, each, candidates.flatten()).view(candidates.shape)
             best, place = exact.topk(k, dim=1)
             similarity[rows], index[rows] = best.to(similarity.dtype), candidates.gather(1, place)
@@ -48,6 +49,8 @@ def topk(queries: Tensor, bank: Tensor, k: int, root: Tensor, hyperbolic: bool) 
 def _candidates(left: Side, bank: Tensor, count: int) -> Tensor:
     """The ``count`` rows of the bank nearest by the product, shape (N, count), in no order."""
     every = slice(0, len(left))
+    # float64 holds the products of either dtype as they are. No infinity is left at the end: there are no
+    # more candidates than rows in the bank.
     nearest = torch.full((len(left), count), torch.inf, dtype=torch.float64, device=bank.device)
     index = torch.zeros(len(left), count, dtype=torch.int64, device=bank.device)
     worst = nearest[:, 0].clone()  # of those kept: a block whose least is beyond it changes nothing
@@ -74,6 +77,7 @@ def _candidates(left: Side, bank: Tensor, count: int) -> Tensor:
 def _least(size: Tensor, worst: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ``count`` least of those rows that have one below ``worst``, where they are, and which rows."""
     width = size.shape[1]
+    # As many groups are chosen below as candidates: where there are fewer, all columns are looked at.
     if width % GROUP or width // GROUP < count:
         rows = (size.amin(1) < worst).nonzero()[:, 0]
         value, place = size[rows].topk(min(count, width), dim=1, largest=False)
@@ -93,4 +97,5 @@ def is_far(left: Side, bank: Tensor) -> bool:
         return False
     starts = range(0, len(bank), BLOCK)
     longest = max(float(bank[k : k + BLOCK].float().norm(dim=1).max()) for k in starts)
+    # A radius that is NaN is too large as well.
     return not float(left.r.max()) + float(left.root) * longest <= _FAST_RADII

@@ -62,6 +62,7 @@ def topk(queries: Tensor, bank: Tensor, k: int, c: Curvature | None = None) -> T
     check_bank(queries, bank)
     if not 1 <= k <= len(bank):
         raise ValueError(f"k must be from 1 to the bank's {len(bank)} rows, got {k}")
+    # The bank keeps its dtype: it is widened a block at a time, as it is read.
     queries, bank = widen(queries.detach()), bank.detach()
     curvature = as_scalar(1.0 if c is None else c, queries, curvature=True).detach()
     return TopK(*_topk(queries, bank, k, curvature, c is not None))

@@ -32,6 +32,7 @@ class AC(GradientMethod):
     alpha: float = setting(1.0, 0, 1e4, "weight of negative alignment calibration")
     beta: float = setting(1.0, 0, 1e4, "weight of positive alignment calibration")
     gamma: float = setting(GAMMA, 0, 1e4, "weight of performance preserving")
+    # Not a bool: settings are numbers in a range, and a bool is refused.
     cosine: int = setting(0, 0, 1, "1: by cosine, whatever the model's space is")
 
     def objective(self, problem: Problem) -> Objective:
@@ -44,6 +45,7 @@ class AC(GradientMethod):
         )
 
         def terms(step: Step) -> dict[str, Tensor]:
+            # With the model's own τ: only what it multiplies is another similarity.
             return step.calibrate(loss, Cosine(scale=step.space.scale) if self.cosine else None)
 
         return terms

@@ -57,10 +57,13 @@ class Method(ABC):
                 continue
             low, high = entry.metadata["range"]
             value = getattr(self, entry.name)
+            # True is an int to Python, and would pass for a 1.
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ValueError(f"{self.name}: {entry.name} must be a number, got {value!r}")
+            # A default that is whole says that the setting is a count; 10.5 steps would fail far from here.
             if isinstance(entry.default, int) and not isinstance(value, int):
                 raise ValueError(f"{self.name}: {entry.name} must be a whole number, got {value!r}")
+            # This way round, NaN is refused too: no comparison with it holds.
             if not low <= value <= high:
                 raise ValueError(f"{self.name}: {entry.name} must be in [{low}, {high}], got {value}")
 
@@ -154,6 +157,7 @@ def create_method(method: str | type[Method] | Method, settings: Mapping[str, An
     if isinstance(entry, Method):
         if settings and not isinstance(method, str):
             raise TypeError(f"settings are the instance's own; give them to {type(entry).__name__}(...)")
+        # An instance that was registered is a preset: settings beside its name change some of it.
         settings = {**entry.settings(), **settings} if settings else {}
         if not settings:
             return entry
@@ -163,6 +167,7 @@ def create_method(method: str | type[Method] | Method, settings: Mapping[str, An
             "expected the name of a method, a subclass of riemann_unlearn.unlearning.Method, or an instance "
             f"of one, got {method!r}"
         )
+    # Asked here and not left to __init__, whose TypeError would name neither the method nor its settings.
     known = [setting.name for setting in fields(entry)]
     if unknown := sorted(set(settings) - set(known)):
         hint = did_you_mean(unknown[0], known)

@@ -48,6 +48,7 @@ class HAC(GradientMethod):
 
     def weights(self) -> dict[str, Any]:
         """The settings that are the loss's: all but the optimizer's."""
+        # By exclusion: a weight that is added as a field reaches the loss, or is refused by it.
         return {
             name: value for name, value in self.settings().items() if name not in ("learning_rate", "steps")
         }

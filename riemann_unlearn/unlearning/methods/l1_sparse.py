@@ -34,6 +34,7 @@ class L1Sparse(GradientMethod):
         weights = self.parameters(problem.model)
 
         def terms(step: Step) -> dict[str, Tensor]:
+            # Steps are numbered from 0, so the last one still has γ/N: no step is without a penalty.
             weight = self.gamma * (1 - step.number / self.steps)
             norm = torch.stack([parameter.abs().sum() for parameter in weights]).sum()
             return {"contrastive_loss": step.contrast(retained=True), "l1_loss": weight * norm}

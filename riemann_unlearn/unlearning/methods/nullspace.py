@@ -50,9 +50,13 @@ class NullSpace(DirectMethod):
             for number, level in enumerate(problem.taxonomy.levels)
             for label in problem.forgotten(number).nonzero()[:, 0].tolist()
         ]
+        # float64 from here on: the projection is multiplied into the weights, and rounded once, there.
         features = encode_texts(problem.model, captions).double()
+        # One caption a column, so the left singular vectors span the captions. Not centred: what goes is the
+        # span itself, through the origin, the captions' common direction included.
         left, values, _ = torch.linalg.svd(features.mT, full_matrices=False)
         # Captions that are linear combinations of others add no direction, but for rounding.
+        # The features come in float32, whose spacing is 1.2e-7: 1e-6 of the largest value is above that.
         significant = int((values > values[0] * 1e-6).sum())
         basis: Tensor = left[:, : min(self.rank, significant)]
         return basis

@@ -33,6 +33,8 @@ class RandomCaptions(GradientMethod):
         loss = ContrastiveLoss()
 
         def terms(step: Step) -> dict[str, Tensor]:
+            # Of the step's number and of nothing carried along: a resumed run draws the same, with no state
+            # to keep. One generator for all levels: one for each would repeat the same draws at every level.
             generator = torch.Generator().manual_seed(step.number)
             return step.sum_over_levels(lambda level: one_level(step, level, generator))
 
@@ -45,6 +47,7 @@ class RandomCaptions(GradientMethod):
                 count = len(forget) - len(retained)
                 drawn = torch.randint(len(retained), (count,), generator=generator).to(forget.device)
                 source[forget] = retained[drawn]
+            # The ids move with the captions: images that were given one caption are not negatives.
             return loss(  # type: ignore[no-any-return]
                 step.image_features,
                 step.text_features[level][source],

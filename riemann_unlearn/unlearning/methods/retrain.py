@@ -48,6 +48,7 @@ class Retrain(DirectMethod):
             weight_decay=self.weight_decay,
             entailment_weight=self.entailment_weight,
             group=self.group,
+            # Once, at the end: nothing depends on the figures in between.
             evaluate_every=self.epochs,
             seed=seed,
             device=str(model.device),
@@ -61,9 +62,12 @@ class Retrain(DirectMethod):
                 model.config,
                 config,
                 where,
+                # Held-out images stay as they are, those of the forgotten too: they are measured and not
+                # trained on.
                 data=replace(dataset, seen=dataset.seen.subset(retained)),
                 measure=zero_shot,
                 resume=resume,
                 progress=progress,
             )
+        # Into the caller's model, which is the one that is saved and returned.
         model.load_state_dict(trained.state_dict())

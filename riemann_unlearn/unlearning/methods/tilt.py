@@ -68,6 +68,8 @@ class Tilt(GradientMethod):
     def parameters(self, model: DualEncoder) -> list[nn.Parameter]:
         """The weights of the image tower behind its first layers, in the order in which it registers them."""
         tower = list(model.visual.parameters())
+        # A parameter counts itself in: one that straddles the boundary moves, and with frozen = 0 all do.
+        # Scalars count and never move, as for every method.
         *_, total = up_to = list(itertools.accumulate(p.numel() for p in tower))
         return [p for p, n in zip(tower, up_to, strict=True) if p.ndim > 0 and n > self.frozen * total]
 
@@ -80,15 +82,19 @@ class Tilt(GradientMethod):
         frozen = FrozenCopy(problem.model, moved=self.parameters(problem.model))
         # Only the image tower moves, so all captions are encoded once.
         captions = [encode_texts(problem.model, level.captions) for level in problem.taxonomy.levels]
+        # The copy's own τ and c: the target stays what it was whatever becomes of the model's.
         space = frozen.model.space.detached()
 
         def terms(step: Step) -> dict[str, Tensor]:
+            # The tower runs when features are first asked for, so its unmoved layers are listened to here.
+            # The copy is shown the same images next, for it remembers one input only.
             with frozen.following():
                 features = step.image_features
             with torch.no_grad():
                 before = frozen.model.encode_image(frozen.model.preprocess(step.batch.images))
             result = step.sum_over_levels(lambda level: one_level(step, level, before))
             forget = torch.stack(step.forget).any(0)
+            # Detached, so that forgotten images go to the retained ones and these are not drawn to them.
             gone, kept = features[forget], features[~forget].detach()
             if min(len(gone), len(kept)) > 1:  # a forgotten image has others to be compared with
                 mixing = _mixing(step.space.logits(gone, gone), step.space.logits(gone, kept))
@@ -103,6 +109,8 @@ class Tilt(GradientMethod):
             divergence = _divergence(tilted, logits)
             forget = step.forget[level]
             result = {"retain_loss": self.retain * _mean(divergence[~forget])}
+            # Where nothing of a level is forgotten the odds have no numerator. They always have a
+            # denominator: a selection of every concept is refused, so each level keeps some caption.
             if gone.any():
                 odds = logits[forget][:, gone].logsumexp(1) - logits[forget][:, ~gone].logsumexp(1)
                 result["odds_loss"] = _mean(F.relu(self.margin + odds))
@@ -115,16 +123,20 @@ class Tilt(GradientMethod):
 def _divergence(target: Tensor, logits: Tensor) -> Tensor:
     """KL(softmax(target) ‖ softmax(logits)) of each row; -∞ in ``target`` is a probability of 0."""
     wanted = target.softmax(1)
+    # xlogy has 0·log 0 = 0; p·log p would be NaN at every masked caption. It is constant in the model, and is
+    # kept so that the term is a divergence: 0 when there is nothing left to do.
     entropy = torch.xlogy(wanted, wanted).sum(1)
     return entropy - (wanted * logits.log_softmax(1)).sum(1)
 
 
 def _mixing(forgotten: Tensor, retained: Tensor) -> Tensor:
     """By how much each forgotten image is nearer to others, (U, U) logits, than to retained ones, (U, R)."""
+    # An image is its own nearest, so it is left out: of the sum by -∞, of the mean by the - 1.
     others = forgotten.fill_diagonal_(-math.inf).logsumexp(1) - math.log(len(forgotten) - 1)
     return others - (retained.logsumexp(1) - math.log(retained.shape[1]))
 
 
 def _mean(values: Tensor) -> Tensor:
     """The mean, 0 of nothing."""
+    # values.mean() of nothing is NaN, and would end the run; this is 0, with a gradient of 0.
     return values.sum() / max(1, values.numel())
