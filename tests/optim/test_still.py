@@ -92,7 +92,6 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert {key: int((a[key] != b[key]).sum()) for key in a} == dict.fromkeys(a, 0)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("make", [RiemannianAdam, RiemannianAdamW, RiemannianSGD])
 def test_a_step_leaves_gradients_as_they_were(make: Make, dtype: torch.dtype) -> None:
@@ -107,6 +106,7 @@ def test_a_step_leaves_gradients_as_they_were(make: Make, dtype: torch.dtype) ->
     assert torch.equal(parameter.grad, before)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @every
 def test_at_a_learning_rate_of_0_not_a_bit_moves(
