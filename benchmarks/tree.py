@@ -84,7 +84,7 @@ def rows(taxonomy: Taxonomy, tree: Tree) -> list[list[str]]:
         if level.parent is not None:
             outside = space.cones(tree.points[depth + 1][level.parent], points).outside
             nested = percent(outside <= 0)
-        inside = torch.cat([holds(space, points, some) for some in torch.split(images, 64)])
+        inside = torch.cat([space.outside(some, points) <= 0 for some in torch.split(images, 64)])
         own = F.one_hot(taxonomy.ancestor(depth), len(points)).bool()
         wrong = inside & ~own
         table.append(
@@ -99,12 +99,6 @@ def rows(taxonomy: Taxonomy, tree: Tree) -> list[list[str]]:
             ]
         )
     return table
-
-
-def holds(space: LorentzTangents, points: Tensor, images: Tensor) -> Tensor:
-    """Whether each cone holds each image, shape (images, points)."""
-    outside = space.cones(points.repeat(len(images), 1), images.repeat_interleave(len(points), 0)).outside
-    return outside.view(len(images), -1) <= 0
 
 
 def percent(hits: Tensor) -> str:

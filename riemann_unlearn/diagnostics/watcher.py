@@ -216,7 +216,9 @@ class Watch:
         seen = {f"the value of {name}": p.detach() for name, p in self.parameters.items()}
         seen |= {f"the gradient of {n}": p.grad for n, p in self.parameters.items() if p.grad is not None}
         # A sum is finite when its terms are, up to overflow, which the second look tells apart.
-        sums = torch.stack([t.sum().double().to("cpu", non_blocking=True) for t in seen.values()])
+        # Brought together on a device, so that the host asks, and waits, once.
+        parts = [t.sum().double() for t in seen.values()]
+        sums = torch.stack([part.to(parts[0].device) for part in parts])
         if bool(sums.isfinite().all()):
             return
         bad = [where for where, tensor in seen.items() if not bool(tensor.isfinite().all())]

@@ -155,7 +155,8 @@ def row_unit(*vectors: Tensor) -> Tensor | None:
 
 def range_root(dtype: torch.dtype, degree: int) -> float:
     """A power of two, the ``degree``-th power of which is finite and has an inverse."""
-    return 2.0 ** (math.floor(math.log2(torch.finfo(dtype).max)) // degree)
+    # By the exponent itself: log2 of float64's largest number rounds up to that of infinity.
+    return 2.0 ** ((math.frexp(torch.finfo(dtype).max)[1] - 1) // degree)
 
 
 def in_range(v: Tensor, data: torch.dtype) -> tuple[Tensor, Tensor | float]:

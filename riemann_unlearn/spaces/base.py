@@ -230,6 +230,39 @@ class Space(ABC):
         (broad, c), (narrow, _) = self.tangents(broad), self.tangents(narrow)
         return ops.cones(broad, narrow, c, min_radius=self.min_radius)
 
+    def outside(self, features: Tensor, bank: Tensor) -> Tensor:
+        """How far each feature lies outside the cone of every row of ``bank``: ext - aper, in radians.
+
+        It is held whole, and both sides are repeated for it: of many features, ask for some at a time.
+
+        Parameters
+        ----------
+        features : Tensor, shape (N, ...)
+        bank : Tensor, shape (M, ...)
+            The broader ones, whose cones are asked about.
+
+        Returns
+        -------
+        Tensor, shape (N, M)
+            Not positive where the cone holds the feature.
+
+        Raises
+        ------
+        ValueError
+            For a space without cones.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from riemann_unlearn.spaces import LorentzTangents
+        >>> bank = torch.eye(2)
+        >>> (LorentzTangents().outside(2 * bank[:1], bank) <= 0).tolist()
+        [[True, False]]
+        """
+        broad = bank.repeat(len(features), *[1] * (bank.ndim - 1))
+        pairs = self.cones(broad, features.repeat_interleave(len(bank), 0)).outside
+        return pairs.view(len(features), len(bank))
+
     def require_cones(self) -> None:
         """Raise ValueError, with the space's name, where there are no entailment cones."""
         if not self.has_cones:

@@ -224,10 +224,7 @@ def landing_loss(
                 entailment_weight * F.relu(outside + aperture[own] / 10).mean()
             )
             if depth > 0:
-                every = space.cones(
-                    points.repeat(len(images), 1), images.repeat_interleave(len(points), 0)
-                ).outside.view(len(images), -1)
-                # An image's own cone is not a wrong one: its entry is set to 0, and takes no gradient.
+                every = space.outside(images, points)
                 wrong = F.relu(aperture / 20 - every).scatter(1, own[:, None], 0.0)
                 terms[f"wrong_{level}_loss"] = wrong.sum(1).mean()
             # In units of the curvature radius, as the ladder is, so the ratio does not depend on c.
@@ -313,9 +310,7 @@ def _apart(
         total = total + 3 * F.relu(outside + 0.4 * aperture).mean()
         # Concepts come by whole groups, so that siblings are among them.
         others = concepts if depth == 0 else torch.randperm(len(labels), generator=generator)[:LABELS]
-        outside = space.cones(
-            labels[others].repeat(len(images), 1), images.repeat_interleave(len(others), 0)
-        ).outside.view(len(images), -1)
+        outside = space.outside(images, labels[others])
         wrong = others[None] != own[:, None]
         total = total + torch.where(wrong, F.relu(MARGIN - outside), 0.0).sum(1).mean()
     return total

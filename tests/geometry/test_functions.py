@@ -14,6 +14,7 @@ from torch import Tensor
 
 from riemann_unlearn import geometry as g
 from riemann_unlearn.geometry import tangent as t
+from riemann_unlearn.geometry.precision import range_root
 
 F32, F64 = torch.float32, torch.float64
 
@@ -384,3 +385,12 @@ def test_a_point_past_the_end_of_the_dtype_stays_there() -> None:
     assert torch.allclose(x[1], torch.tensor([0.6, 0.8]) * torch.finfo(F32).max / 4)
     assert torch.allclose(x[0], x[1])
     assert torch.autograd.grad((x[1] * torch.tensor([0.6, 0.8])).sum(), v)[0].abs().max() < 1e30
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("degree", [2, 3, 4, 6])
+def test_a_root_of_the_range_has_a_finite_power(dtype: torch.dtype, degree: int) -> None:
+    """1024 / 4 is a whole number, and 2^1024 is beyond float64."""
+    power = torch.tensor(range_root(dtype, degree), dtype=dtype) ** degree
+    assert power.isfinite()
+    assert 1 / power > 0

@@ -96,3 +96,13 @@ def test_gradients_reach_what_a_space_was_made_from() -> None:
 def test_every_public_name_is_there() -> None:
     for name in spaces.__all__:
         assert getattr(spaces, name) is not None
+
+
+def test_every_feature_is_held_against_every_cone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, bank = (torch.randn(n, 4, generator=generator) for n in (3, 5))
+    space = LorentzTangents(c=0.7, min_radius=0.2)
+    one_by_one = [[space.cones(bank[[j]], features[[i]]).outside for j in range(5)] for i in range(3)]
+    assert torch.equal(space.outside(features, bank), torch.tensor(one_by_one, dtype=torch.float64))
+    with pytest.raises(ValueError, match="no entailment cones"):
+        Cosine().outside(features, bank)

@@ -229,15 +229,9 @@ class Landing(Measure):
 
 def _holds(space: Space, captions: Tensor, images: Tensor) -> Tensor:
     """Whether each image lies in the cone of each caption; bool, shape (images, captions)."""
-    # A cone is asked for pair by pair, so each side is written out once for every pair: row i·M + j of a
-    # block is image i under caption j, which the view at the end undoes.
+    # Both sides are written out once for every pair, so only so many images are asked about at a time.
     at_once = max(1, _PAIRS // len(captions))
-    blocks = []
-    for some in torch.split(images, at_once):
-        narrow = some.repeat_interleave(len(captions), 0)
-        outside = space.cones(captions.repeat(len(some), 1), narrow).outside
-        blocks.append(outside.view(len(some), -1) <= 0)
-    return torch.cat(blocks)
+    return torch.cat([space.outside(some, captions) <= 0 for some in torch.split(images, at_once)])
 
 
 def _steps(subject: Subject, part: Part, rows: Tensor, holds: list[Tensor]) -> Tensor:
