@@ -75,7 +75,8 @@ def unlearning() -> tuple[Callable[[], object], Timed]:
     dataset, model = ru.data.load(config.data), ru.load(config.model)
     method = create_method(config.method)
     problem = Problem(model, dataset, dataset.taxonomy.select(config.forget))
-    driver = _Run(problem, method, config, None).driver(method)
+    moved = method.parameters(model)
+    driver = _Run(problem, method, config, None).driver(method, method.objective(problem), moved)
     (watcher,) = (callback.watch for callback in driver.callbacks if isinstance(callback, callbacks.Watch))
     return driver.take_step, Timed(watcher)
 

@@ -52,6 +52,12 @@ class RunConfig(Config):
     retain_batch: int | None = option(
         None, "other pairs in a batch (default: the method's)", low=1, metavar="N"
     )
+    train: str = option(
+        "all",
+        "which of the weights that the method moves: all, a tower's, those of each tower's last N blocks, or "
+        "corrections of rank R to its matrices",
+        choices=("all", "image", "text", "last-N", "lora:R"),
+    )
     saliency: float = option(
         1.0,
         "move only this share of the weights, those that the forgotten depend on most",

@@ -220,10 +220,10 @@ def _metrics_in(folder: Path) -> dict[str, Any]:
 
 def _untouched(metrics: dict[str, Any]) -> str | None:
     """The model that a run is of, by its metrics; None where it cannot be found any more, which is said."""
-    from riemann_unlearn.models import list_models
+    from riemann_unlearn.models.origins import is_name
 
     model = metrics.get("model")
-    if model is None or Path(model).exists() or model in {info.name for info in list_models()}:
+    if model is None or Path(model).exists() or is_name(model):
         return model
     # A run from Python may have been of a model that was never saved.
     print(

@@ -208,10 +208,11 @@ class DualEncoder(nn.Module, ABC):
             raise TypeError(
                 f"images must be uint8 in [0, 255] or floating point in [0, 1], got {images.dtype}"
             )
-        wide = images.to(self.mean)
-        if images.dtype == torch.uint8:
-            wide = wide / 255
-        return fit(wide, self.image_size, self.config["preprocess_cfg"])
+        if images.is_floating_point():
+            images = images.to(self.mean)
+        # Bytes stay what they are until they fit: on a CPU they are resized as open_clip resizes them.
+        fitted = fit(images, self.image_size, self.config["preprocess_cfg"])
+        return fitted.to(self.mean) / 255 if fitted.dtype == torch.uint8 else fitted.to(self.mean)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids of ``texts``, shape (N, context_length), on the model's device."""

@@ -52,7 +52,7 @@ def test_a_folder_of_open_clip_is_read_whole(
     assert torch.equal(tokens, open_clip.tokenize(TEXTS, context_length=16))
     transform = open_clip.image_transform(16, is_train=False)  # bicubic, the shorter side, OpenAI's mean
     by_open_clip = torch.stack([transform(image) for image in pictures])
-    assert (by_open_clip - pixels).abs().max() < 2.6 / 255 / 0.26
+    assert torch.equal(by_open_clip, pixels)
     out, want = model(pixels, tokens), theirs(pixels, tokens)
     assert set(out) == set(want)
     for key in want:
@@ -128,7 +128,11 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("model_cfg.vision_cfg.timm_model_pretrained", True, "does not ask for downloads"),
     ("model_cfg.text_cfg.hf_model_name", "bert-base", "hf_model_name must be null"),
     ("model_cfg.text_cfg.hf_model_pretrained", True, "'text_cfg.hf_model_pretrained' is not understood"),
-    ("model_cfg.text_cfg.hf_tokenizer_name", HF, f"hf_tokenizer_name is '{HF}': .* not loaded by name"),
+    (
+        "model_cfg.text_cfg.hf_tokenizer_name",
+        HF,
+        f"hf_tokenizer_name is '{HF}', and there is no",
+    ),
     ("model_cfg.text_cfg.tokenizer_mode", "clips", "tokenizer_mode is 'clips'"),
     ("model_cfg.text_cfg.tokenizer_kwargs", [1], "tokenizer_kwargs must be a mapping, got list"),
     (

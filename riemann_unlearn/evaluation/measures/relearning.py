@@ -154,7 +154,7 @@ class Relearning(Measure):
             }
 
         # As in unlearning: τ, the curvature and the feature scales define the space and stay.
-        weights = [parameter for parameter in model.parameters() if parameter.ndim > 0]
+        weights = [p for p in model.parameters() if p.ndim > 0 and p.requires_grad]
         # In evaluation mode, so that batch statistics stay.
         with evaluating(model):
             Driver(
