@@ -36,7 +36,9 @@ class RunConfig(Config):
         "what to forget: a concept or a label of any level of the data (default: food-fruit)",
         metavar="CONCEPT",
     )
-    model: str = option("meru-emoji", "bundled model or checkpoint")
+    model: str = option(
+        "meru-emoji", "bundled model, checkpoint or folder, open_clip:ARCHITECTURE/TAG or hf-hub:OWNER/NAME"
+    )
     data: str = option("emoji", "bundled dataset or folder of shards")
     method: str = option("tilt", "see 'riemann-unlearn list methods'")
     settings: Mapping[str, Any] = option(

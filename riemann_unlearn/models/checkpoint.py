@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from riemann_unlearn.io import atomic_write
 from riemann_unlearn.models.base import FAMILIES, DualEncoder
 from riemann_unlearn.models.configuration import check_model_cfg, check_sizes, complete
+from riemann_unlearn.models.huggingface import with_architecture
 from riemann_unlearn.models.layouts import translate
 from riemann_unlearn.models.layouts.open_clip import exported
 from riemann_unlearn.models.origins import HF_CONFIG_NAME, WEIGHTS_NAME, as_config, find, read_config
@@ -249,6 +250,8 @@ def _build(
     family = FAMILIES[config["architecture"]]
     model_cfg = config["model_cfg"]
     check_model_cfg(model_cfg, family.model_rules)
+    text_cfg = with_architecture(model_cfg["text_cfg"], folder, hub=hub)
+    model_cfg = {**model_cfg, "text_cfg": text_cfg}
     # From the cheapest check to the dearest: sizes by arithmetic, then names and shapes without memory, and
     # only then a model. Each keeps the next from being asked for too much.
     if shapes is not None:

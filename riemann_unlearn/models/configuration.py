@@ -82,9 +82,10 @@ _NORM: Rule = (
     lambda value: isinstance(value, dict) and set(value) <= {"eps"} and all(map(POSITIVE[0], value.values())),
     '{"eps": a positive number}',
 )
-_NOTHING: Rule = (
-    lambda value: value is None,
-    "null: Hugging Face's text towers would be fetched from its hub",
+_HF_CONFIG: Rule = (
+    # A key "auto_map" names code, which transformers would offer to run.
+    lambda value: isinstance(value, Mapping) and "auto_map" not in value and "model_type" in value,
+    "what transformers writes to config.json, of a model without code of its own",
 )
 _SINGLE: Rule = (lambda value: value is False, "false: a tower here gives one vector for each input")
 _LOCAL: Rule = (lambda value: value is False, "false: a configuration does not ask for downloads")
@@ -151,7 +152,15 @@ _TEXT: dict[str, Rule] = {
     "pool_type": one_of("argmax", "first", "last", "eos"),
     "proj_bias": FLAG,
     "proj_type": one_of("linear", "none"),
-    "hf_model_name": _NOTHING,
+    "hf_model_name": optional((lambda value: isinstance(value, str), "the name of a model of transformers")),
+    "hf_proj_type": optional(one_of("linear", "mlp")),
+    "hf_pooler_type": optional(
+        one_of("mean_pooler", "max_pooler", "cls_pooler", "cls_last_hidden_state_pooler")
+    ),
+    # Nothing pretrained is fetched, whatever stands here: the weights come with the checkpoint.
+    "hf_model_pretrained": FLAG,
+    # Ours: the architecture, which open_clip would look up by the name; see huggingface.with_architecture.
+    "hf_config": _HF_CONFIG,
     # The tokenizer is made before, or by whoever calls the family's class; see tokenizers.make_tokenizer.
     "hf_tokenizer_name": (lambda value: True, ""),
     "tokenizer_mode": (lambda value: True, ""),
@@ -320,6 +329,9 @@ def check_sizes(model_cfg: Mapping[str, Any], shapes: Collection[tuple[int, ...]
         total = sum(layers) if isinstance(layers, (list, tuple)) else layers
         # Every layer has a tensor of its own, so there are no more layers than tensors.
         declared[f"{tower}.layers"] = (total, len(shapes))
+        for key, value in cfg.get("hf_config", {}).items():
+            if "layers" in key and _is_size(value):
+                declared[f"{tower}.hf_config.{key}"] = (value, len(shapes))
         # Where nothing is said open_clip's defaults hold, which are small.
         declared |= {f"{tower}.{key}": (cfg[key], largest) for key in sizes if key in cfg}
         # A hidden layer has width times ratio units, which is some tensor's dimension. The width is at least

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from riemann_unlearn.models.layouts import meru, open_clip
+from riemann_unlearn.models.layouts import hysac, meru, open_clip
 from riemann_unlearn.models.weights import State
 
 Layout = Callable[[Mapping[str, Any] | None, State], tuple[dict[str, Any], State] | None]
 """From configuration (None where there is none) and tensors to ours, or None."""
 
-LAYOUTS: tuple[Layout, ...] = (meru.translate, open_clip.translate)
+LAYOUTS: tuple[Layout, ...] = (meru.translate, hysac.translate, open_clip.translate)
 
 
 def translate(config: Mapping[str, Any] | None, state: State) -> tuple[dict[str, Any], State] | None:

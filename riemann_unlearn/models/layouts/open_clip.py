@@ -59,6 +59,10 @@ def exported(config: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     # Names with "text." are those of its CustomTextCLIP.
     model_cfg = {**config["model_cfg"], "custom_text": True}
+    if "hf_config" in model_cfg.get("text_cfg", {}):
+        # It looks the architecture up by the name.
+        text_cfg = model_cfg["text_cfg"]
+        model_cfg["text_cfg"] = {key: value for key, value in text_cfg.items() if key != "hf_config"}
     if config["architecture"] == "SigLIP":
         model_cfg.setdefault("init_logit_bias", -10.0)  # without the key its model has no bias to load
     preprocess = {"resize_mode": "squash", "interpolation": "bilinear", **config["preprocess_cfg"]}
