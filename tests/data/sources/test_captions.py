@@ -122,7 +122,7 @@ def test_rows_that_cannot_be_used_are_left_out_and_named(tmp_path: Path) -> None
         file.write('{"path": 3, "caption": "x"}\n')
     with pytest.warns(
         UserWarning,
-        match=r"5 of 105 .*captions.jsonl:103 \(its caption is None\); .*:104 \(it is no JSON object\); .*:105",
+        match=r"5 of 105 .*captions.jsonl:103 \(its caption is None\); .*:104 \(it is no JSON object",
     ):
         assert len(data.load(tmp_path).seen) == 100
 
