@@ -152,6 +152,37 @@ def find(name_or_path: str | Path) -> Origin:
     )
 
 
+def configuration(name_or_path: str | Path) -> dict[str, Any]:
+    """The configuration of a model that is to be made, without weights.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        A bundled name, ``open_clip:ARCHITECTURE``, a configuration's file, or a folder with one.
+
+    Raises
+    ------
+    ValueError
+        When there is none.
+
+    Examples
+    --------
+    >>> configuration("open_clip:ViT-B-32")["model_cfg"]["vision_cfg"]["patch_size"]
+    32
+    """
+    name = str(name_or_path)
+    if name.startswith(OPEN_CLIP):
+        return {"model_cfg": _architecture(name.removeprefix(OPEN_CLIP))}
+    path = _MODELS[name].path if name in _MODELS else Path(name.removeprefix(_LOCAL)).expanduser()
+    path = path / HF_CONFIG_NAME if path.is_dir() else path
+    if not path.exists():
+        raise ValueError(
+            f"no model {name!r}: expected one of {', '.join(_MODELS)}, {OPEN_CLIP}ARCHITECTURE, or the path "
+            "of a JSON configuration or of a folder with one"
+        )
+    return read_config(path)
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A configuration from a JSON file, open_clip's or ours; a bare ``model_cfg`` is one too.
 
@@ -181,13 +212,7 @@ def as_config(text: str, path: Path) -> dict[str, Any]:
 def _of_open_clip(name: str) -> Origin:
     """``ARCHITECTURE/TAG``, or ``ARCHITECTURE/`` and a file of weights."""
     architecture, _, tag = name.partition("/")
-    config = open_clip.get_model_config(architecture) if architecture else None
-    if config is None:
-        known = open_clip.list_models()
-        raise ValueError(
-            f"open_clip has no architecture {architecture!r}; {did_you_mean(architecture, known)}"
-            f"there are: {', '.join(known)}"
-        )
+    config = _architecture(architecture)
     full = {"model_cfg": config}
     about = pretrained.get_pretrained_cfg(architecture, tag)
     if not about:
@@ -218,6 +243,18 @@ def _of_open_clip(name: str) -> Origin:
         repository, file = repository.parent, repository
         files = [file.with_suffix(".safetensors").name, file.name]
     return Origin(_from_hub(str(repository), files), full, hub=True)
+
+
+def _architecture(name: str) -> dict[str, Any]:
+    """open_clip's ``model_cfg`` of a name; a copy, which the caller may change."""
+    known = open_clip.list_models()
+    if name not in known:
+        raise ValueError(
+            f"open_clip has no architecture {name!r}; {did_you_mean(name, known)}there are: "
+            f"{', '.join(known)}"
+        )
+    found: dict[str, Any] = open_clip.get_model_config(name)
+    return found
 
 
 def _from_hub(repository: str, files: Sequence[str]) -> Path:

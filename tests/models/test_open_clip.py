@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from riemann_unlearn import models
-from riemann_unlearn.models.origins import WEIGHTS_NAME
+from riemann_unlearn.cli import main
+from riemann_unlearn.models.origins import WEIGHTS_NAME, configuration
 from tests.models.test_families import TEXTS
 from tests.models.test_preprocess import as_tensor, picture
 
@@ -72,7 +73,7 @@ def saved(folder: Path, cfg: dict[str, Any], **preprocess_cfg: Any) -> nn.Module
         json.dumps({"model_cfg": cfg, "preprocess_cfg": preprocess_cfg})
     )
     torch.manual_seed(0)
-    theirs: nn.Module = open_clip.create_model(f"local-dir:{folder}").eval()
+    theirs: nn.Module = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             # Biases and layer scales start at 0 or nearly so, and would hide a name that is mixed up.
@@ -307,3 +308,45 @@ def test_of_several_files_one_is_to_be_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match=r"several files of weights \(a.pt, b.safetensors\)"):
         models.load(tmp_path)
+
+
+def test_a_configuration_is_had_without_weights(vit: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    cfg = open_clip.get_model_config("ViT-B-32")
+    assert configuration("open_clip:ViT-B-32") == {"model_cfg": cfg}
+    assert configuration(vit[0]) == configuration(vit[0] / "open_clip_config.json")
+    assert configuration("meru-emoji")["architecture"] == "MERU"
+    for name in (tmp_path, tmp_path / "none.json", "nothing"):
+        with pytest.raises(
+            ValueError, match=r"no model .*: expected one of meru-emoji, clip-emoji, open_clip:"
+        ):
+            configuration(name)
+    with pytest.raises(ValueError, match="no architecture 'ViT-B-32/openai'"):
+        configuration("open_clip:ViT-B-32/openai")
+
+
+def test_a_run_from_the_shell_takes_a_folder_and_leaves_one_that_open_clip_takes(
+    vit: tuple[Path, nn.Module], world_path: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        "run",
+        "--model",
+        str(vit[0]),
+        "--data",
+        str(world_path),
+        "--forget",
+        "owl",
+        "--method",
+        "finetune",
+    ]
+    assert main([*arguments, "--train", "last-1", "--steps", "1", "--output", str(tmp_path / "run")]) == 0
+    pixels, tokens = torch.rand(2, 3, 32, 32), open_clip.tokenize(TEXTS, context_length=16)
+    ours = models.load(tmp_path / "run")
+    again = (
+        open_clip.create_model(f"local-dir:{tmp_path / 'run'}").eval().to(memory_format=torch.channels_last)
+    )
+    for a, b in zip(
+        features(ours, pixels, tokens), features(again, pixels, tokens, normalize=True), strict=True
+    ):
+        assert torch.equal(a, b)
+    assert not torch.equal(again.visual.proj, vit[1].visual.proj)  # type: ignore[arg-type, union-attr]
+    assert torch.equal(again.visual.conv1.weight, vit[1].visual.conv1.weight)  # type: ignore[arg-type, operator, union-attr]

@@ -24,7 +24,7 @@ def translate(config: Mapping[str, Any] | None, state: State) -> tuple[dict[str,
     full = complete(config)
     if "multimodal_cfg" in (config.get("model_cfg") or {}):
         state = without(state, ["text_decoder."])
-    if "positional_embedding" in state:
+    if "architecture" not in config and "positional_embedding" in state:
         state = {
             key if key.startswith(("visual.", *_SCALARS)) else f"text.{key}": value
             for key, value in state.items()
