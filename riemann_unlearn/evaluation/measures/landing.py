@@ -3,8 +3,8 @@ r"""Where it went: the cones that hold the forgotten images, and how far from ho
 With E(y, x) = ext(y, x) - aper(y) ≤ 0 the image x is a kind of the caption y. A concept that was forgotten
 by generalizing leaves its own cone and stays in that of its parent, in no child's; one that was forgotten by
 being called something else lies in a sibling's; one that was flung away lies in none, at a radius of its own.
-Of the forgotten images, each by its label at the level that was asked for (or higher, where that took all there
-is of labels above):
+Of the forgotten images, each by its label at the level that was asked for (or above it, where nothing is left
+there either):
 
 - *own*, *parent*: the share inside the cone of that label, and of the label above;
 - *sibling*, *foreign*: the share inside the cone of a retained label of the same level, under the same parent
