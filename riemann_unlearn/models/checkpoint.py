@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.constants import HF_CONFIG_NAME
 from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from riemann_unlearn.models.configuration import check_model_cfg, check_sizes, c
 from riemann_unlearn.models.huggingface import with_architecture
 from riemann_unlearn.models.layouts import translate
 from riemann_unlearn.models.layouts.open_clip import exported
-from riemann_unlearn.models.origins import HF_CONFIG_NAME, WEIGHTS_NAME, as_config, find, read_config
+from riemann_unlearn.models.origins import WEIGHTS_NAME, as_config, find, read_config
 from riemann_unlearn.models.tokenizers import make_tokenizer
 from riemann_unlearn.models.weights import BUFFERS, floats, read_weights, shapes_of
 from riemann_unlearn.models.wrapping import state_of, unwrap

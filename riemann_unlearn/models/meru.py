@@ -128,7 +128,7 @@ class MERU(DualEncoder):
         0.25
         """
         inner = unwrap(model)
-        lifted = convert(inner, cls).eval()
+        lifted: Any = convert(inner, cls).eval()
         for name, radius in (("image_radius", image_radius), ("text_radius", text_radius)):
             if not 0 < radius < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {radius}")
@@ -152,7 +152,8 @@ class MERU(DualEncoder):
                     f"{radius}; ask for a smaller {kind}_radius"
                 )
             scale.fill_(math.log(radius / (length * math.sqrt(curvature))))
-        return lifted
+        result: MERU = lifted
+        return result
 
     @property
     def curvature(self) -> Tensor:

@@ -135,10 +135,10 @@ def find(name_or_path: str | Path) -> Origin:
         return _of_open_clip(name.removeprefix(OPEN_CLIP))
     if name.startswith(HUB):
         repository = name.removeprefix(HUB)
-        config = read_config(_from_hub(repository, [HF_CONFIG_NAME]))
-        return Origin(_from_hub(repository, [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]), config, hub=True)
+        about = read_config(_from_hub(repository, [HF_CONFIG_NAME]))
+        return Origin(_from_hub(repository, [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]), about, hub=True)
     path = Path(name.removeprefix(_LOCAL)).expanduser()
-    config = None
+    config: Mapping[str, Any] | None = None
     if path.suffix == ".json" and path.is_file():
         # A configuration stands for the weights beside it.
         path, config = path.parent, read_config(path)
