@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 import riemann_unlearn as ru
-from benchmarks import cones, contrastive, hac_step, loop_step, topk, tree, unlearning
+from benchmarks import cones, contrastive, gone, hac_step, loop_step, topk, tree, unlearning
+from riemann_unlearn.config import TrainConfig
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.models import DualEncoder
+from riemann_unlearn.unlearning.methods import create_method
 from riemann_unlearn.unlearning.methods.hac import HAC
 from riemann_unlearn.unlearning.methods.retrain import Retrain
 from tests.unlearning.test_methods import problem, step
@@ -141,3 +144,98 @@ def test_what_a_tree_holds_is_counted(world: Dataset) -> None:
     points = (0.5 * names, torch.zeros(4, 8), torch.zeros(2, 8))
     own, wrong, anyone = tree.rows(world.taxonomy, tree.Tree(points, 0.1))[0][4:]
     assert (own, wrong, anyone) == ("100.0", f"{100 * 2 / 8 / 7:.2f}", "25.0")
+
+
+def gone_row(forget: Sequence[str], method: str, found: float, settings: Any = None) -> dict[str, Any]:
+    """A line of the benchmark: everything is found as often, captions find nothing."""
+    retain = {"accuracy": 0.9, "recall_at_1": 0.8}
+    images = 20 * len(forget)
+    part = {"forget": {"accuracy": 0.0, "images": images}, "retain": retain}
+    return {
+        "model": "meru-emoji",
+        "method": method,
+        "settings": settings or {},
+        "forget": list(forget),
+        "seed": 0,
+        "seconds": 7.0,
+        "chance": {"zero_shot": {"accuracy": 0.01}},
+        "audit": {
+            "zero_shot": {"seen": part, "heldout": part},
+            "recovery": {
+                **{name: {"recall": found} for name in ("linear_probe", "knn", "prototype")},
+                "images": images,
+            },
+            "relearning": {"shots": [0, 16], "accuracy": [found, found], "images": images},
+            "membership": {"class_membership": {"auc": [found], "members": 999, "nonmembers": images}},
+        },
+    }
+
+
+def test_the_tables_of_gone_are_of_all_ten_concepts() -> None:
+    assert [len(group) for group in gone.groups(4)] == [4, 4, 2]
+    method = asdict(create_method("tilt", {"steps": 7}))
+    rows = [
+        gone_row(group, name, found, settings)
+        for group in gone.groups(5)
+        for name, found, settings in (("before", 0.9, None), ("oracle", 0.2, None), ("tilt", 0.4, method))
+    ]
+    text = gone.tables(rows)
+    assert "**meru-emoji, 5 at a time" in text
+    line = next(line for line in text.splitlines() if line.startswith("| tilt (steps 7) | 0 | 200 |"))
+    assert line.endswith("| hidden |")
+    assert "| 0.0 [0, 2] (0.0) | 40.0 [33, 47] (20.0) |" in line
+    assert "| tilt (steps 7) | 0 | +20.0 [+20, +20] |" in text
+    assert "| 90.0 → 90.0 | 80.0 → 80.0 | 90.0 → 90.0 | 80.0 → 80.0 | 7 |" in text
+    # Half of the concepts is no line; without an oracle the verdict is open.
+    assert gone.tables(rows[:3]) == ""
+    open_ = gone.tables([row for row in rows if row["method"] != "oracle"])
+    assert "| cannot say |" in open_
+
+
+def test_the_oracle_is_trained_by_every_stage_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: Dataset, meru: DualEncoder
+) -> None:
+    stages = [TrainConfig(epochs=1, batch_size=8), TrainConfig(epochs=2, batch_size=8, learning_rate=1e-4)]
+    trained = []
+    monkeypatch.setattr(gone, "recipe", lambda name: stages)
+    monkeypatch.setattr(gone, "CONCEPTS", ("food-fruit",))
+    monkeypatch.setattr(ru.data, "load", lambda name: world)
+    load = ru.load
+    monkeypatch.setattr(ru, "load", lambda name: meru if name == "meru-emoji" else load(name))
+
+    def train(config: Any, asked: TrainConfig, folder: Path, *, data: Dataset, **options: Any) -> None:
+        trained.append((asked.epochs, asked.seed, asked.start, data.seen.concept.tolist(), options["resume"]))
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").write_bytes(b"")
+
+    monkeypatch.setattr(ru.training, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        gone.oracle("meru-emoji", 3, tmp_path)
+    weights = gone.oracle("meru-emoji", 3, tmp_path)
+    first = str(tmp_path / "oracle-meru-emoji-seed3-stage0" / "model.safetensors")
+    assert [(epochs, start) for epochs, _, start, _, _ in trained] == [(1, None), (2, first), (2, first)]
+    assert {seed for _, seed, *_ in trained} == {3}
+    # No seen image shows any of the concepts.
+    fruit = world.taxonomy.select(["food-fruit"]).concepts
+    assert not any(fruit[concept].any() for *_, concept, _ in trained)
+    assert weights.parent.name.endswith("stage1")
+    monkeypatch.undo()
+    assert all(stage.start is None for stage in gone.recipe("meru-emoji")[:1])
+    with pytest.raises(ValueError, match="recipe of 'mine' is not known"):
+        gone.recipe("mine")
+
+
+def test_gone_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def audited(run: dict[str, Any], cache: Path) -> dict[str, Any]:
+        made.append((run["method"], len(run["forget"])))
+        return {**gone_row(run["forget"], run["method"], 0.3, run["settings"]), **run}
+
+    monkeypatch.setattr(gone, "_audited", audited)
+    arguments = ["--counts", "10", "--output", str(tmp_path / "rows.jsonl")]
+    for more in ([], [], ["--set", "steps=7"], ["--table"]):
+        assert gone.main([*arguments, *more]) == 0
+    assert made == [("before", 10), ("oracle", 10), ("tilt", 10), ("tilt", 10)]
