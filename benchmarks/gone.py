@@ -5,11 +5,11 @@
     python -m benchmarks.gone --output docs/data/gone.jsonl --table
 
 One JSON line is the audit of one model of some concepts: "before", the untouched model; "oracle", trained
-from scratch by the bundled model's own recipe (every stage of it) without any of the ten; or a method. Each of
-the ten is forgotten in exactly one run of a count, so whatever the count, a figure of the tables stands on all
-held-out images of all ten. A model that never saw any of the ten stands for the oracle of each: for fewer than
-ten it has seen a little less than it might have. What is in the file or the cache is not made again, and what
-was interrupted is gone on with.
+from scratch by the method "retrain", whose defaults are the bundled models' recipe, without any of the ten;
+or a method. Each of the ten is forgotten in exactly one run of a count, so whatever the count, a figure of
+the tables stands on all held-out images of all ten. A model that never saw any of the ten stands for the
+oracle of each: for fewer than ten it has seen a little less than it might have. What is in the file or the
+cache is not made again, and what was interrupted is gone on with.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import json
 import os
 import platform
-import shutil
 import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks._rows import append, key, label, read, settings
-from benchmarks.unlearning import CONCEPTS
+from benchmarks.unlearning import CONCEPTS, ORACLE
+from riemann_unlearn.config import RunConfig
 from riemann_unlearn.report.text import markdown
 
 MEASURES = ("zero_shot", "recovery", "relearning", "membership")
@@ -39,7 +39,8 @@ REFERENCES = ("before", "oracle")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gone", description=__doc__.split("\n")[0])
-    parser.add_argument("--methods", nargs="+", default=["tilt"], help="default: tilt")
+    usual = RunConfig.described("method").default
+    parser.add_argument("--methods", nargs="+", default=[usual], help=f"default: {usual}")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the methods")
     parser.add_argument("--model", default="meru-emoji", help="a bundled model (default: meru-emoji)")
     parser.add_argument(
@@ -56,8 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = {key(row) for row in rows}
     asked = () if options.table else itertools.product(options.seeds, options.counts)
     for seed, count in asked:
-        runs = [("before", {}, 0), ("oracle", {}, seed)]
+        # The oracle last: it takes longest, and tables of the others can be had without it.
+        runs = [("before", {}, 0)]
         runs += [(method, settings(method, options.set), seed) for method in options.methods]
+        runs += [("oracle", settings(ORACLE), seed)]
         for (method, changed, own_seed), forget in itertools.product(runs, groups(count)):
             run = {
                 "model": options.model,
@@ -86,57 +89,6 @@ def groups(count: int) -> list[tuple[str, ...]]:
     return [CONCEPTS[first : first + count] for first in range(0, len(CONCEPTS), count)]
 
 
-def recipe(name: str) -> list[Any]:
-    """The trainings that a bundled model came of, one after the other, as ``TrainConfig``.
-
-    Raises
-    ------
-    ValueError
-        When the model, or one that its training began with, is not bundled.
-    """
-    from riemann_unlearn.config import TrainConfig
-    from riemann_unlearn.models import list_models
-
-    bundled = {info.name: info.path for info in list_models()}
-    if name not in bundled:
-        raise ValueError(
-            f"the recipe of {name!r} is not known: expected a bundled model, one of {', '.join(bundled)}"
-        )
-    config = TrainConfig.read_yaml(bundled[name] / "train.yaml")
-    return [config] if config.start is None else [*recipe(config.start), config]
-
-
-def oracle(name: str, seed: int, cache: Path) -> Path:
-    """Weights of a model of the same recipe that has seen none of the ten concepts; trained if need be."""
-    import riemann_unlearn as ru
-    from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
-    from riemann_unlearn.runs import CHECKPOINT_NAME
-    from riemann_unlearn.training import train
-
-    start: Path | None = None
-    for stage, config in enumerate(recipe(name)):
-        folder = cache / f"oracle-{name}-seed{seed}-stage{stage}"
-        weights = folder / WEIGHTS_NAME
-        if not weights.is_file():
-            dataset = ru.data.load(config.data)
-            kept = ~dataset.taxonomy.select(list(CONCEPTS)).concepts[dataset.seen.concept]
-            resume = (folder / CHECKPOINT_NAME).is_file()
-            if not resume:  # what may be left of one that had not come to its first checkpoint
-                shutil.rmtree(folder, ignore_errors=True)
-            train(
-                ru.load(name).config,
-                replace(config, seed=seed, start=None if start is None else str(start)),
-                folder,
-                # Held-out images stay, those of the forgotten too: they are measured and not trained on.
-                data=replace(dataset, seen=dataset.seen.subset(kept)),
-                resume=resume,
-            )
-        start = weights
-    if start is None:
-        raise ValueError(f"the recipe of {name!r} has no training")
-    return start
-
-
 def _audited(run: Mapping[str, Any], cache: Path) -> dict[str, Any]:
     """The line of a run: the model is made, if it is not there, and audited."""
     import torch
@@ -144,18 +96,14 @@ def _audited(run: Mapping[str, Any], cache: Path) -> dict[str, Any]:
     import riemann_unlearn as ru
     from riemann_unlearn.evaluation import full_audit
 
-    dataset = ru.data.load("emoji")
-    spent: dict[str, Any] = {}
-    if run["method"] == "before":
-        model = ru.load(run["model"])
-    elif run["method"] == "oracle":
-        model = ru.load(oracle(run["model"], run["seed"], cache))
-    else:
-        folder = cache / f"{run['method']}-{_digest(run)}"
-        if not (folder / "metrics.json").is_file() or (folder / "checkpoint.pt").is_file():
-            metrics = ru.unlearn(**run, output=folder, resume=(folder / "config.yaml").is_file()).metrics
-            spent = {"seconds": metrics["seconds"], "steps": metrics["steps"]}
-        model = ru.load(folder)
+    dataset, spent = ru.data.load("emoji"), {}
+    model = ru.load(run["model"])
+    if run["method"] != "before":
+        # One oracle for all, which has seen none of the ten.
+        wanted = {**run, "method": ORACLE, "forget": list(CONCEPTS)} if run["method"] == "oracle" else run
+        folder = cache / f"{wanted['method']}-{_digest(wanted)}"
+        metrics = _forgotten(wanted, folder)
+        model, spent = ru.load(folder), {"seconds": metrics["seconds"], "steps": metrics["steps"]}
     started = time.perf_counter()
     selection = dataset.taxonomy.select(run["forget"])
     full = full_audit({"after": model.eval()}, dataset, selection, measures=MEASURES, progress=True)
@@ -169,6 +117,18 @@ def _audited(run: Mapping[str, Any], cache: Path) -> dict[str, Any]:
         "machine": platform.machine(),
         "threads": min(torch.get_num_threads(), len(os.sched_getaffinity(0))),
     }
+
+
+def _forgotten(run: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Metrics of the run in a folder; it is made, or gone on with, where it is not finished."""
+    import riemann_unlearn as ru
+    from riemann_unlearn.runs import CHECKPOINT_NAME, CONFIG_NAME, METRICS_NAME
+
+    # A checkpoint goes last of all: one that is there is of a run that is not finished.
+    if not (folder / METRICS_NAME).is_file() or (folder / CHECKPOINT_NAME).is_file():
+        ru.unlearn(**run, output=folder, resume=(folder / CONFIG_NAME).is_file())
+    metrics: dict[str, Any] = json.loads((folder / METRICS_NAME).read_text("utf-8"))
+    return metrics
 
 
 def _digest(run: Mapping[str, Any]) -> str:
@@ -217,6 +177,8 @@ def _cells(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], dict[tupl
     from riemann_unlearn.evaluation.verdict import excess_over_concepts, pooled
 
     by_key = {key(row): row for row in rows}
+    # Whatever recipe it is by; the last one, if there are several.
+    oracles = {(r["model"], tuple(r["forget"]), r["seed"]): r for r in rows if r["method"] == "oracle"}
     found: dict[tuple[str, int], dict[tuple[str, int], dict[str, Any]]] = {}
     # The first row of a method and its settings speaks for all of the same.
     kinds = {(row["model"], label(row), row["seed"]): row for row in rows if row["method"] not in REFERENCES}
@@ -227,7 +189,7 @@ def _cells(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], dict[tupl
                 {
                     "before": by_key.get(key({**run, "method": "before", "settings": {}, "seed": 0})),
                     "after": by_key.get(key(run)),
-                    "oracle": by_key.get(key({**run, "method": "oracle", "settings": {}})),
+                    "oracle": oracles.get((model, tuple(run["forget"]), seed)),
                 }
                 for run in runs
             ]

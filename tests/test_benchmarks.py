@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,6 @@ import torch
 
 import riemann_unlearn as ru
 from benchmarks import cones, contrastive, gone, hac_step, loop_step, topk, tree, unlearning
-from riemann_unlearn.config import TrainConfig
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.unlearning.methods import create_method
@@ -192,39 +192,46 @@ def test_the_tables_of_gone_are_of_all_ten_concepts() -> None:
     assert "| cannot say |" in open_
 
 
-def test_the_oracle_is_trained_by_every_stage_of_the_recipe(
+def test_one_oracle_has_seen_none_of_the_ten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: Dataset, meru: DualEncoder
 ) -> None:
-    stages = [TrainConfig(epochs=1, batch_size=8), TrainConfig(epochs=2, batch_size=8, learning_rate=1e-4)]
-    trained = []
-    monkeypatch.setattr(gone, "recipe", lambda name: stages)
-    monkeypatch.setattr(gone, "CONCEPTS", ("food-fruit",))
-    monkeypatch.setattr(ru.data, "load", lambda name: world)
-    load = ru.load
-    monkeypatch.setattr(ru, "load", lambda name: meru if name == "meru-emoji" else load(name))
+    made: list[dict[str, Any]] = []
 
-    def train(config: Any, asked: TrainConfig, folder: Path, *, data: Dataset, **options: Any) -> None:
-        trained.append((asked.epochs, asked.seed, asked.start, data.seen.concept.tolist(), options["resume"]))
-        if len(trained) == 2:
+    def run(**asked: Any) -> None:
+        made.append(asked)
+        if len(made) == 1:
+            asked["output"].mkdir(parents=True)
+            (asked["output"] / "config.yaml").touch()
             raise KeyboardInterrupt
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.safetensors").write_bytes(b"")
+        (asked["output"] / "metrics.json").write_text(json.dumps({"seconds": 5.0, "steps": 0}))
 
-    monkeypatch.setattr(ru.training, "train", train)
+    audits: list[list[str]] = []
+
+    def audit(models: Any, data: Dataset, selection: Any, **options: Any) -> dict[str, Any]:
+        assert options["measures"] == gone.MEASURES
+        audits.append(list(models))
+        return {**{name: {"after": 1} for name in gone.MEASURES}, "chance": {}}
+
+    monkeypatch.setattr(ru, "unlearn", run)
+    monkeypatch.setattr(ru, "load", lambda name: meru)
+    monkeypatch.setattr(ru.data, "load", lambda name: world)
+    monkeypatch.setattr("riemann_unlearn.evaluation.full_audit", audit)
+    monkeypatch.setattr(gone, "CONCEPTS", ("food-fruit", "owl"))
+    asked = {"model": "m", "method": "oracle", "settings": {}, "forget": ["owl"], "seed": 3}
     with pytest.raises(KeyboardInterrupt):
-        gone.oracle("meru-emoji", 3, tmp_path)
-    weights = gone.oracle("meru-emoji", 3, tmp_path)
-    first = str(tmp_path / "oracle-meru-emoji-seed3-stage0" / "model.safetensors")
-    assert [(epochs, start) for epochs, _, start, _, _ in trained] == [(1, None), (2, first), (2, first)]
-    assert {seed for _, seed, *_ in trained} == {3}
-    # No seen image shows any of the concepts.
-    fruit = world.taxonomy.select(["food-fruit"]).concepts
-    assert not any(fruit[concept].any() for *_, concept, _ in trained)
-    assert weights.parent.name.endswith("stage1")
-    monkeypatch.undo()
-    assert all(stage.start is None for stage in gone.recipe("meru-emoji")[:1])
-    with pytest.raises(ValueError, match="recipe of 'mine' is not known"):
-        gone.recipe("mine")
+        gone._audited(asked, tmp_path)
+    for _ in range(2):  # the second time it is there
+        row = gone._audited(asked, tmp_path)
+    assert [(one["method"], one["forget"], one["seed"], one["resume"]) for one in made] == [
+        ("retrain", ["food-fruit", "owl"], 3, False),
+        ("retrain", ["food-fruit", "owl"], 3, True),
+    ]
+    assert (row["method"], row["forget"], row["seconds"]) == ("oracle", ["owl"], 5.0)
+    assert row["audit"] == dict.fromkeys(gone.MEASURES, 1)
+    before = gone._audited({**asked, "method": "before"}, tmp_path)
+    assert len(made) == 2
+    assert "seconds" not in before
+    assert audits == [["after"]] * 3
 
 
 def test_gone_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +242,7 @@ def test_gone_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monke
         return {**gone_row(run["forget"], run["method"], 0.3, run["settings"]), **run}
 
     monkeypatch.setattr(gone, "_audited", audited)
-    arguments = ["--counts", "10", "--output", str(tmp_path / "rows.jsonl")]
+    arguments = ["--methods", "tilt", "--counts", "10", "--output", str(tmp_path / "rows.jsonl")]
     for more in ([], [], ["--set", "steps=7"], ["--table"]):
         assert gone.main([*arguments, *more]) == 0
-    assert made == [("before", 10), ("oracle", 10), ("tilt", 10), ("tilt", 10)]
+    assert made == [("before", 10), ("tilt", 10), ("oracle", 10), ("tilt", 10)]
