@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from riemann_unlearn.evaluation.measures.base import ROLE_NAMES, ROLES, Measure, chosen_measures, percent
@@ -34,6 +34,8 @@ class Measured:
     """What a guess scores, where that is known."""
     on: str = ""
     """The images it was measured on, where the table's title does not say it."""
+    images: Mapping[str, int | None] = field(default_factory=dict)
+    """By group, how many images the shares are of, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,12 @@ def evaluation_table(report: Mapping[str, Any]) -> str:
         Table(
             title,
             GROUPS,
-            tuple(Row(one.label, tuple(percent(one.shares[group][0]) for group in GROUPS)) for one in rows),
+            tuple(
+                Row(
+                    one.label, tuple(percent(one.shares[group][0], one.images.get(group)) for group in GROUPS)
+                )
+                for one in rows
+            ),
         )
         for title, rows in once.items()
     ]
@@ -123,6 +130,8 @@ def measured(metrics: Mapping[str, Any]) -> dict[str, list[Measured]]:
                 label,
                 {group: (_at(first[group], path), _at(last[group], path)) for group in GROUPS},
                 _at(chance, path) if chance else None,
+                # Beside the share, in the figures of its level.
+                images={group: _at(first[group], path[:-1]).get("images") for group in GROUPS},
             )
             for label, path in _zero_shot_rows(first[GROUPS[0]])
         ]
@@ -133,6 +142,8 @@ def measured(metrics: Mapping[str, Any]) -> dict[str, list[Measured]]:
             {group: (first[name][group], last[name][group]) for group in GROUPS},
             chance.get(name),
             metrics.get("on", {}).get(name, ""),
+            # A third party's measure need not say.
+            first[name].get("images", {}),
         )
         for name in first
         if name in last
