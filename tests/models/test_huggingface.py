@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import open_clip
 import pytest
 import torch
 
 from riemann_unlearn import models
-from riemann_unlearn.models.huggingface import with_architecture
+from riemann_unlearn.models.huggingface import as_open_clip_wants_it, with_architecture
+from riemann_unlearn.models.layouts.open_clip import exported
 from riemann_unlearn.models.origins import WEIGHTS_NAME
 from riemann_unlearn.models.tokenizers import make_tokenizer
 from tests.models.test_families import TEXTS
@@ -128,6 +131,53 @@ def test_without_transformers_it_is_asked_for(tmp_path: Path, monkeypatch: pytes
 def test_what_a_tokenizer_cannot_have_is_refused(cfg: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_tokenizer(cfg, None, hub=True)
+
+
+class Lookup:
+    """transformers' AutoConfig, for a machine whose cache has one model."""
+
+    asked: ClassVar[list[tuple[str, bool]]]
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, local_files_only: bool, trust_remote_code: bool) -> Lookup:
+        assert not trust_remote_code
+        cls.asked.append((name, local_files_only))
+        if name == "not/there":
+            raise OSError("it is not in\nthe cache")
+        return cls()
+
+    def to_json_string(self, use_diff: bool) -> str:
+        assert not use_diff
+        return '{"model_type": "bert", "num_hidden_layers": 1}'
+
+
+def test_an_architecture_is_looked_up_once_and_then_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoConfig=Lookup))
+    monkeypatch.setattr(Lookup, "asked", [], raising=False)
+    given = {"hf_model_name": "a/b", "width": 3}
+    found = with_architecture(given, tmp_path, hub=False)
+    assert found == {**given, "hf_config": {"model_type": "bert", "num_hidden_layers": 1}}
+    assert with_architecture(found, tmp_path, hub=True) == found
+    with_architecture(given, tmp_path, hub=True)
+    (tmp_path / "config.json").write_text("{}")
+    with_architecture(given, tmp_path, hub=True)
+    assert Lookup.asked == [("a/b", True), ("a/b", False), (str(tmp_path), True)]
+    with pytest.raises(
+        ValueError, match=r"whose architecture is not at hand \(it is not in the cache\); put its config"
+    ):
+        with_architecture({"hf_model_name": "not/there"}, None, hub=True)
+    with as_open_clip_wants_it(found) as theirs:
+        folder = Path(theirs["hf_model_name"])
+        assert json.loads((folder / "config.json").read_text()) == found["hf_config"]
+        assert theirs == {"width": 3, "hf_model_name": str(folder), "hf_model_pretrained": False}
+    assert not folder.exists()
+    config = {"architecture": "CLIP", "model_cfg": {"text_cfg": found}, "preprocess_cfg": {}}
+    theirs = exported(config)
+    assert theirs is not None
+    assert theirs["model_cfg"]["text_cfg"] == given
 
 
 def test_a_configuration_says_the_architecture_itself() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from riemann_unlearn import models
 from riemann_unlearn.cli import main
 from riemann_unlearn.models.origins import WEIGHTS_NAME, configuration
+from riemann_unlearn.models.weights import read_weights
 from tests.models.test_families import TEXTS
 from tests.models.test_preprocess import as_tensor, picture
 
@@ -184,6 +185,8 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path, vit: tuple[Path, nn.Mo
         torch.save(content, path)
         with pytest.raises(ValueError, match=message):
             models.load(path)
+    with pytest.raises(ValueError, match=r"none.pt cannot be read: No such file"):
+        read_weights(tmp_path / "none.pt")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"cannot be read as weights .* it is damaged"):
         models.load(path)
