@@ -90,4 +90,4 @@ class Paraphrase(Measure):
 
 def _described(concept: Concept) -> bool:
     """Whether its keywords say something else than its name does."""
-    return keyword_caption(concept, concept.keywords) != concept.name
+    return keyword_caption(concept, concept.keywords) != concept.text
