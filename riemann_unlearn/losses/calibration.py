@@ -68,8 +68,8 @@ class AlignmentCalibration(PairLoss):
     def __init__(
         self,
         alpha: float = 1.0,
-        beta: float = 0.1,
-        gamma: float = 1.0,
+        beta: float = 0.5,
+        gamma: float = 0.5,
         *,
         epsilon: float = 1.0,
         space: Space | None = None,
@@ -165,8 +165,8 @@ class HyperbolicAlignmentCalibration(AlignmentCalibration):
     def __init__(
         self,
         alpha: float = 1.0,
-        beta: float = 0.1,
-        gamma: float = 1.0,
+        beta: float = 0.5,
+        gamma: float = 0.5,
         omega: float = 1.0,
         eta: float = 1.0,
         *,
