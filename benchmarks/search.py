@@ -46,20 +46,22 @@ Space = Mapping[str, tuple[float, float]]
 
 RATE = (1e-5, 1e-3)
 """Of Riemannian Adam, for every method that has steps."""
-CALIBRATION = {"learning_rate": RATE, "alpha+gamma": (0.1, 3.0), "beta": (0.01, 1.0)}
-"""α = γ, as the authors of AC have it; they searched 0.4 to 2."""
+TILT = {
+    "learning_rate": RATE,
+    "margin": (3.0, 12.0),
+    "retain": (5.0, 80.0),
+    "target": (0.02, 0.5),
+    "mixing": (0.02, 1.0),
+}
+CALIBRATION = {"learning_rate": RATE, "alpha+gamma": (0.01, 2.0), "beta": (0.01, 1.0)}
+"""α = γ, as the authors of AC have it; they searched 0.4 to 2, and ours before were 0.01."""
 SPACES: dict[str, Space] = {
-    "tilt": {
-        "learning_rate": RATE,
-        "margin": (3.0, 12.0),
-        "retain": (5.0, 80.0),
-        "target": (0.02, 0.5),
-        "mixing": (0.02, 1.0),
-    },
+    "tilt": TILT,
+    "generalize": {**TILT, "zone": (1.0, 30.0), "clearance": (0.02, 0.5)},
     "hac": {
         **CALIBRATION,
-        "omega": (0.1, 10.0),
-        "eta": (0.1, 10.0),
+        "omega": (0.1, 30.0),
+        "eta": (0.1, 100.0),
         "entailment_weight": (0.02, 2.0),
     },
     "ac": CALIBRATION,

@@ -156,6 +156,10 @@ class Column:
         """By how many points a method misses the bar, all in percent; 0 where it keeps to it."""
         return max(0.0, after - (chance + self.above_chance), before - self.may_lose - after)
 
+    def holds(self, before: float, after: float, chance: float) -> bool:
+        """Whether a method keeps to the bar."""
+        return self.missed(before, after, chance) == 0
+
 
 IMAGES = (
     Column("forget accuracy", ("forget", "accuracy"), above_chance=1),
@@ -214,8 +218,8 @@ def _cell(column: Column, runs: list[dict[str, Any]], part: Part) -> str:
     before, *values = (100 * share for share in shares)
     mean = statistics.mean(values)
     spread = "" if max(values) - min(values) < 0.05 else f" ({min(values):.1f}–{max(values):.1f})"
-    missed = column.missed(before, mean, 100 * runs[0]["chance"][column.chance])
-    return f"{before:.1f} → {mean:.1f}{spread}{' ✗' if missed and runs[0]['method'] != ORACLE else ''}"
+    held = runs[0]["method"] == ORACLE or column.holds(before, mean, 100 * runs[0]["chance"][column.chance])
+    return f"{before:.1f} → {mean:.1f}{spread}{'' if held else ' ✗'}"
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
