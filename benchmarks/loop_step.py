@@ -39,9 +39,7 @@ def step(peer: str, size: int) -> Callable[[], object]:
     forget = dataset.taxonomy.select(["food-fruit", "food-vegetable", "animal-mammal", "animal-bird"])
     problem = (Problem if peer == "ours" else Plain)(model, dataset, forget)
     config = RunConfig(forget=("food-fruit",), forget_batch=size // 2, retain_batch=size - size // 2)
-    method = HAC()
-    run = _Run(problem, method, config, None)
-    return run.driver(method, method.objective(problem), method.parameters(model)).take_step
+    return _Run(problem, HAC(), config, None).driver(HAC()).take_step
 
 
 def main() -> None:

@@ -75,8 +75,7 @@ def unlearning() -> tuple[Callable[[], object], Timed]:
     dataset, model = ru.data.load(config.data), ru.load(config.model)
     method = create_method(config.method)
     problem = Problem(model, dataset, dataset.taxonomy.select(config.forget))
-    moved = method.parameters(model)
-    driver = _Run(problem, method, config, None).driver(method, method.objective(problem), moved)
+    driver = _Run(problem, method, config, None).driver(method)
     (watcher,) = (callback.watch for callback in driver.callbacks if isinstance(callback, callbacks.Watch))
     return driver.take_step, Timed(watcher)
 

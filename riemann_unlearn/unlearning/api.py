@@ -224,7 +224,7 @@ class _Run:
         objective = method.objective(self.problem)
         model = self.problem.model
         with moving(model, method.parameters(model), self.config.train) as moved:
-            self._drive(self.driver(method, objective, moved, callbacks), progress)
+            self._drive(self.driver(method, callbacks, objective=objective, moved=moved), progress)
 
     def _drive(self, driver: Driver, progress: bool) -> None:
         parts: dict[str, Stateful] = {"weights": _Weights(self.problem.model), "run": self}
@@ -242,12 +242,18 @@ class _Run:
     def driver(
         self,
         method: GradientMethod,
-        objective: Objective,
-        moved: Sequence[nn.Parameter],
         callbacks: Sequence[Callback] = (),
+        *,
+        objective: Objective | None = None,
+        moved: Sequence[nn.Parameter] | None = None,
     ) -> Driver:
-        """What takes the steps of a method, from the first one on; ``callbacks`` hear before the history."""
+        """What takes the steps of a method, from the first one on; ``callbacks`` hear before the history.
+
+        What is descended and what moves are the method's, unless they were made before.
+        """
         model, config = self.problem.model, self.config
+        objective = method.objective(self.problem) if objective is None else objective
+        moved = method.parameters(model) if moved is None else moved
         sizes = config.forget_batch or method.forget_batch, config.retain_batch or method.retain_batch
         masks = []
         if config.saliency < 1:
