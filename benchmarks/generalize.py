@@ -1,12 +1,13 @@
-"""Forgetting by generalizing beside its rivals, a row for each method and concept, and the hypotheses' verdicts.
+"""Forgetting by generalizing beside its rivals: a row a method and concept, and the hypotheses' verdicts.
 
     python -m benchmarks.generalize --output docs/data/generalize.jsonl
     python -m benchmarks.generalize --output docs/data/generalize.jsonl --verdicts
-    python -m benchmarks.generalize --methods oracle --concepts food-fruit --model runs/without-fruit/model.safetensors
+    python -m benchmarks.generalize --methods oracle --concepts food-fruit --model runs/without-fruit
 
-What is asked, and what refutes it, is in docs/hypotheses.md. One JSON line a run; a run that is in the file is
-not run again, and one that was interrupted goes on from the folder that it left beside the file. "before" and
-"oracle" are no methods: the model is looked at as it is given, in the latter case one that never saw the concept.
+What is asked, and what refutes it, is in docs/hypotheses.md. One JSON line a run; a run that is in the file
+is not run again, and one that was interrupted goes on from the folder that it left beside the file. "before"
+and "oracle" are no methods: the model is looked at as it is given, in the latter case one that never saw the
+concept.
 """
 
 from __future__ import annotations
@@ -129,6 +130,7 @@ class DistanceOnly(Tilt):
     description: ClassVar[str] = "Tilted distillation of one softmax over all levels, towards the parent"
 
     def objective(self, problem: Problem) -> Objective:
+        """The loss against the model as it is now."""
         levels = problem.taxonomy.levels
         captions = torch.cat([encode_texts(problem.model, level.captions) for level in levels])
         gone = torch.cat([problem.forgotten(level) for level in problem.levels])
@@ -176,6 +178,7 @@ class Relabel(GradientMethod):
     steps: int = setting(400, 1, 1_000_000, "optimizer steps")
 
     def objective(self, problem: Problem) -> Objective:
+        """The contrastive loss of the relabelled batch."""
         loss = ContrastiveLoss()
 
         def terms(step: Step) -> dict[str, Tensor]:
@@ -204,6 +207,7 @@ class RandomParent(Generalize):
     description: ClassVar[str] = "Generalizing to a parent drawn at random"
 
     def home(self, problem: Problem, zone: Zone, parent: int, concepts: Tensor) -> Home:
+        """The zone of another parent, for the same concepts."""
         others = [label for label in torch.unique(zone.parent).tolist() if label != parent]
         if not others:
             raise ValueError("there is no other parent to draw, for everything has the same")
@@ -220,6 +224,7 @@ class NoSiblings(Generalize):
     description: ClassVar[str] = "Generalizing without a term for the siblings"
 
     def children(self, problem: Problem, zone: Zone, parent: int) -> Tensor:
+        """Captions of those children that are forgotten."""
         labels = (zone.parent == parent).nonzero()[:, 0]
         # The order is that of the labels where there are no more than the method looks at.
         return super().children(problem, zone, parent)[problem.forgotten(zone.depth)[labels]]
@@ -237,12 +242,14 @@ class SiblingPrecision(Measure):
     reading: ClassVar[str] = "Share of the images deepest in the siblings' cones that belong there."
 
     def unmet(self, subject: Subject, references: Mapping[str, Subject]) -> str | None:
+        """It needs cones."""
         if not subject.space.has_cones:
             return "the model's space has no entailment cones"
         return None
 
     @torch.no_grad()
     def compute(self, subject: Subject, references: Mapping[str, Subject], seed: int = 0) -> Any:
+        """By part, how many images were asked for, how many of them belong there, and how many are forgotten."""
         return {part.what: self._counts(subject, part) for part in subject.parts}
 
     def _counts(self, subject: Subject, part: Part) -> dict[str, int]:
@@ -262,6 +269,7 @@ class SiblingPrecision(Measure):
         return counts
 
     def rows(self, value: Any) -> dict[str, str]:
+        """By part, the share that belongs there."""
         return {what: percent(counts["own"] / max(1, counts["asked"])) for what, counts in value.items()}
 
 
