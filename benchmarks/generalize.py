@@ -249,7 +249,7 @@ class SiblingPrecision(Measure):
 
     @torch.no_grad()
     def compute(self, subject: Subject, references: Mapping[str, Subject], seed: int = 0) -> Any:
-        """By part, how many images were asked for, how many of them belong there, and how many are forgotten."""
+        """By part, how many images were asked for, how many belong there, and how many are forgotten."""
         return {part.what: self._counts(subject, part) for part in subject.parts}
 
     def _counts(self, subject: Subject, part: Part) -> dict[str, int]:
