@@ -125,7 +125,9 @@ class Landing(Measure):
                 where = f"{group}, {what}"
                 for key, label in labels.items():
                     if figures[key] is not None:
-                        result[f"{where}: {label}"] = percent(figures[key])
+                        # Of "wrong", a mean of shares, the interval is too wide: what lies in [0, 1] varies
+                        # most where it is 0 or 1.
+                        result[f"{where}: {label}"] = percent(figures[key], figures["images"])
                 result[f"{where}: median radius"] = number(figures["radius"], 2)
                 result[f"{where}: steps in the tree to the deepest cone"] = number(figures["steps"], 2)
         return result
