@@ -32,6 +32,7 @@ from benchmarks._rows import append, key, read, settings
 from benchmarks.unlearning import IMAGES, _digest, _run
 from riemann_unlearn.data.zone import Zone
 from riemann_unlearn.evaluation.features import encode_texts
+from riemann_unlearn.evaluation.intervals import wilson
 from riemann_unlearn.evaluation.measures.base import Measure, percent
 from riemann_unlearn.evaluation.measures.landing import Landing
 from riemann_unlearn.evaluation.measures.recovery import Recovery
@@ -49,7 +50,8 @@ UNCHANGED = ("before", "oracle")
 METHODS = (
     *UNCHANGED, "tilt", "generalize", "distance-only", "random-parent", "no-siblings", "relabel", "hac",
 )  # fmt: skip
-SHOTS = (1, 4, 16)
+SHOTS = (0, 1, 4, 16)
+"""Images of the forgotten that a relearning attack has."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS), help="each forgotten by itself")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=400, help="of all methods but hac, which has its own")
+    parser.add_argument(
+        "--no-relearning", action="store_true", help="leave out the attack, which takes longest"
+    )
     parser.add_argument("--output", type=Path, default=Path("generalize.jsonl"))
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
     parser.add_argument("--verdicts", action="store_true", help="print the hypotheses' verdicts, run nothing")
@@ -70,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (options.table or options.verdicts):
         for run in _runs(options):
             if key(run) not in set(map(key, rows)):
-                rows.append(_row(options.output, run))
+                rows.append(_row(options.output, run, not options.no_relearning))
                 append(options.output, rows[-1])
     print(verdicts(rows, options.model) if options.verdicts else table(rows))
     return 0
@@ -91,7 +96,7 @@ def _runs(options: argparse.Namespace) -> list[dict[str, Any]]:
     return runs
 
 
-def _row(output: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+def _row(output: Path, run: Mapping[str, Any], relearning: bool) -> dict[str, Any]:
     """A run and what is measured of the model that it leaves."""
     folder = output.with_name(f"{output.name}.{_digest(run)}")
     if run["method"] in UNCHANGED:
@@ -100,7 +105,7 @@ def _row(output: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     else:
         result = {**_run(folder, **run), "data": run["data"]}
         model = ru.load(folder)
-    asked = [Landing(), Recovery(), Relearning(shots=SHOTS), SiblingPrecision()]
+    asked = [Landing(), Recovery(), SiblingPrecision(), *([Relearning(shots=SHOTS)] if relearning else [])]
     report = ru.evaluate(model, run["data"], forget=run["forget"], audit="full", measures=asked)
     audit = report["full_audit"]
     # Of the model as it is, under the names that a run's metrics have, so that every row has them.
@@ -302,7 +307,7 @@ def probed(row: Mapping[str, Any], by: str) -> Count:
 
 def relearned(row: Mapping[str, Any], shots: int) -> Count:
     """Of the forgotten held-out images, those that the attack brings back with so many."""
-    value = row["full_audit"]["relearning"]
+    value = row["full_audit"].get("relearning")
     if not value or shots not in value["shots"]:
         return 0, 0
     return round(value["accuracy"][value["shots"].index(shots)] * value["images"]), value["images"]
@@ -380,10 +385,7 @@ def _percent(counted: Count) -> str:
 
 
 def _with_interval(counted: Count) -> str:
-    if not counted[1]:
-        return "–"
-    low, high = wilson(*counted)
-    return f"{_percent(counted)} [{percent(low)}, {percent(high)}]"
+    return percent(counted[0] / counted[1], counted[1]) if counted[1] else "–"
 
 
 def _radii(row: Mapping[str, Any]) -> str:
@@ -397,16 +399,10 @@ def _radii(row: Mapping[str, Any]) -> str:
 # The verdicts.
 
 
-def wilson(hits: int, asked: int) -> tuple[float, float]:
-    """A share's 95 % interval (Wilson 1927)."""
-    z, p = 1.959964, hits / asked
-    middle, spread = p + z * z / (2 * asked), z * math.sqrt(p * (1 - p) / asked + (z / (2 * asked)) ** 2)
-    return (middle - spread) / (1 + z * z / asked), (middle + spread) / (1 + z * z / asked)
-
-
 def difference(a: Count, b: Count) -> tuple[float, float, float]:
     """The difference of two shares, with its 95 % interval (Newcombe 1998, method 10)."""
-    (p, q), (low_a, high_a), (low_b, high_b) = (a[0] / a[1], b[0] / b[1]), wilson(*a), wilson(*b)
+    p, q = a[0] / a[1], b[0] / b[1]
+    (low_a, high_a), (low_b, high_b) = wilson(p, a[1]), wilson(q, b[1])
     return (
         p - q,
         p - q - math.hypot(p - low_a, high_b - q),
