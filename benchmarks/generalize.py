@@ -18,7 +18,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +30,7 @@ from torch import Tensor
 import riemann_unlearn as ru
 from benchmarks._rows import append, key, read, settings
 from benchmarks.unlearning import IMAGES, _digest, _run
+from riemann_unlearn.data import Dataset
 from riemann_unlearn.data.zone import Zone
 from riemann_unlearn.evaluation.features import encode_texts
 from riemann_unlearn.evaluation.intervals import wilson
@@ -37,7 +38,7 @@ from riemann_unlearn.evaluation.measures.base import Measure, percent
 from riemann_unlearn.evaluation.measures.landing import Landing
 from riemann_unlearn.evaluation.measures.recovery import Recovery
 from riemann_unlearn.evaluation.measures.relearning import Relearning
-from riemann_unlearn.evaluation.subject import HELDOUT, SEEN, Part, Subject
+from riemann_unlearn.evaluation.subject import HELDOUT, SEEN, Part, Subject, evenly
 from riemann_unlearn.losses import ContrastiveLoss
 from riemann_unlearn.report.text import markdown
 from riemann_unlearn.unlearning import GradientMethod, Problem, Step, setting
@@ -63,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default="emoji")
     parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS), help="each forgotten by itself")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument(
+        "--seen", type=int, metavar="N", help="of the retained seen images, work with N at even steps"
+    )
     parser.add_argument("--steps", type=int, default=400, help="of all methods but hac, which has its own")
     parser.add_argument(
         "--no-relearning", action="store_true", help="leave out the attack, which takes longest"
@@ -74,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = read(options.output)
     if not (options.table or options.verdicts):
         for run in _runs(options):
-            if key(run) not in set(map(key, rows)):
+            if _key(run) not in set(map(_key, rows)):
                 rows.append(_row(options.output, run, not options.no_relearning))
                 append(options.output, rows[-1])
     print(verdicts(rows, options.model) if options.verdicts else table(rows))
@@ -92,28 +96,44 @@ def _runs(options: argparse.Namespace) -> list[dict[str, Any]]:
                     changes = [] if method == "hac" else [f"steps={options.steps}"]
                     own = settings(method, changes)
                 run = {"method": method, "settings": own, "model": options.model, "forget": [concept]}
-                runs.append({**run, "seed": seed, "data": options.data})
+                runs.append({**run, "seed": seed, "data": options.data, "seen": options.seen})
     return runs
+
+
+def _key(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    return *key(run), run["seen"]
+
+
+def _data(run: Mapping[str, Any]) -> Dataset:
+    """The dataset, with so many of the retained seen images as are asked for."""
+    data = ru.data.load(run["data"])
+    if run["seen"] is None:
+        return data
+    gone = data.taxonomy.select(run["forget"]).concepts[data.seen.concept]
+    rows = torch.cat([gone.nonzero()[:, 0], evenly((~gone).nonzero()[:, 0], run["seen"])]).sort().values
+    return replace(data, seen=data.seen.subset(rows))
 
 
 def _row(output: Path, run: Mapping[str, Any], relearning: bool) -> dict[str, Any]:
     """A run and what is measured of the model that it leaves."""
     folder = output.with_name(f"{output.name}.{_digest(run)}")
+    data = _data(run)
     if run["method"] in UNCHANGED:
         model = ru.load(run["model"])
         result = dict(run)
     else:
-        result = {**_run(folder, **run), "data": run["data"]}
+        asked = {name: value for name, value in run.items() if name != "seen"}
+        result = {**_run(folder, **{**asked, "data": data}), "seen": run["seen"]}
         model = ru.load(folder)
-    asked = [Landing(), Recovery(), SiblingPrecision(), *([Relearning(shots=SHOTS)] if relearning else [])]
-    report = ru.evaluate(model, run["data"], forget=run["forget"], audit="full", measures=asked)
+    measures = [Landing(), Recovery(), SiblingPrecision(), *([Relearning(shots=SHOTS)] if relearning else [])]
+    report = ru.evaluate(model, data, forget=run["forget"], audit="full", measures=measures)
     audit = report["full_audit"]
     # Of the model as it is, under the names that a run's metrics have, so that every row has them.
     kept = ("forget", "retain", "neighbours", "heldout")
     result["after"] = {name: report[name] for name in kept if name in report}
     result["full_audit"] = {
         measure.name: None if audit[measure.name] is None else audit[measure.name]["after"]
-        for measure in asked
+        for measure in measures
     }
     shutil.rmtree(folder, ignore_errors=True)
     return result

@@ -90,7 +90,7 @@ def row(method: str, landed: float, own: int, *, model: str = "tree", retain: fl
     before = {**groups, "retain": {**group, "accuracy": 0.9}}
     probe = {"recall": 0.5}
     return {
-        "method": method, "settings": {}, "model": model, "forget": ["fruit"], "seed": 0,
+        "method": method, "settings": {}, "model": model, "forget": ["fruit"], "seed": 0, "seen": None,
         "chance": {"accuracy": 0.01},
         "before": {**before, "heldout": before}, "after": {**groups, "heldout": groups},
         "full_audit": {
@@ -143,10 +143,11 @@ def test_a_row_has_what_the_columns_ask_for(world_path: Path, meru: DualEncoder,
     ru.models.save_model(meru, model)
     generalize.main(
         ["--methods", "before", "generalize", "--concepts", "food-fruit", "--model", str(model),
-         "--steps", "1", "--data", str(world_path), "--no-relearning",
+         "--steps", "1", "--data", str(world_path), "--seen", "5", "--no-relearning",
          "--output", str(tmp_path / "rows.jsonl")]
     )  # fmt: skip
     before, after = generalize.read(tmp_path / "rows.jsonl")
     assert before["full_audit"].keys() == after["full_audit"].keys()
     assert generalize.count(after, "seen images", "landed")[1] == 6
+    assert after["full_audit"]["landing"]["parts"]["seen images"]["neighbours"]["images"] < 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "rows.jsonl"]
