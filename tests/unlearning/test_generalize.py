@@ -165,7 +165,8 @@ def test_retained_images_are_held_to_where_they_were(meru: DualEncoder, world: D
     assert isinstance(method, Generalize)
     objective = method.objective(task)
     one = step(task)
-    assert objective(one)["stay_loss"] == 0
+    # Not quite 0: attention rounds otherwise where no gradient is asked for.
+    assert objective(one)["stay_loss"] < 1e-9
     before = one.image_features.detach()
     with torch.no_grad():
         method.parameters(meru)[-1].mul_(1.5)
