@@ -136,10 +136,17 @@ def test_ac_compares_as_the_model_does_or_by_cosine(meru: DualEncoder, world: Da
     task = problem(meru, world)
     cosine = Cosine(scale=meru.space.scale)
     for settings, space in (({}, meru.space), ({"cosine": 1}, cosine)):
-        expected = step(task).calibrate(AlignmentCalibration(epsilon=0.3), space)
+        expected = step(task).calibrate(AlignmentCalibration(), space)
         found = terms("ac", task, settings)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
+@pytest.mark.parametrize("name", ["hac", "ac"])
+def test_settings_of_another_unit_are_not_misread(name: str) -> None:
+    """Those from before the weights were in logits, every file of which has epsilon."""
+    with pytest.raises(ValueError, match="no setting 'epsilon' any more: alpha and beta are in logits now"):
+        create_method(name, {"epsilon": 1.0, "alpha": 1.0, "beta": 1.0, "gamma": 0.01})
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "gamma", "omega", "eta", "entailment_weight"])
@@ -377,22 +384,24 @@ def test_the_oracle_of_a_tree_is_retrained_from_the_first_stage_on(
 
     def watched(model: Any, config: Any, *arguments: Any, **rest: Any) -> DualEncoder:
         configs.append(config)
-        if len(configs) == 2:
+        if len(configs) == 3:
             raise KeyboardInterrupt
         return training.train(model, config, *arguments, **rest)
 
     monkeypatch.setattr(retrain, "train", watched)
     task = problem(meru, world)
-    method = Retrain(epochs=1, batch_size=8, tree_epochs=2, tree_learning_rate=1e-4)
+    method = Retrain(epochs=1, batch_size=8, more_epochs=3, tree_epochs=2, tree_learning_rate=1e-4)
     with pytest.raises(KeyboardInterrupt):
         method.apply(task, seed=0, folder=tmp_path, progress=False)
     method.apply(task, seed=0, folder=tmp_path, progress=False)
     assert [(c.objective, c.epochs, c.learning_rate) for c in configs] == [
         ("contrastive", 1, 1e-3),
+        ("contrastive", 3, 1e-3),
         ("tree", 2, 1e-4),
         ("tree", 2, 1e-4),
     ]
-    assert [c.start for c in configs] == [None, *[str(tmp_path / "retrain" / "model.safetensors")] * 2]
+    first, more = (str(tmp_path / name / "model.safetensors") for name in ("retrain", "retrain-more"))
+    assert [c.start for c in configs] == [None, first, more, more]
     assert (tmp_path / "retrain-tree" / "model.safetensors").is_file()
     one_level = dataset([Concept("1", "owl"), Concept("2", "duck")])
     flat = problem(meru, one_level, "owl")
