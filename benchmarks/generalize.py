@@ -13,7 +13,6 @@ concept.
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import shutil
 import sys
@@ -44,7 +43,7 @@ from riemann_unlearn.report.text import markdown
 from riemann_unlearn.unlearning import GradientMethod, Problem, Step, setting
 from riemann_unlearn.unlearning.methods import Objective
 from riemann_unlearn.unlearning.methods.generalize import Generalize, Home
-from riemann_unlearn.unlearning.methods.tilt import Tilt
+from riemann_unlearn.unlearning.methods.tilt import Tilt, mean
 
 CONCEPTS = ("food-fruit", "animal-bird", "musical-instrument")
 UNCHANGED = ("before", "oracle")
@@ -148,45 +147,37 @@ class DistanceOnly(Tilt):
     """The same aim by distances: one softmax over the captions of all levels, the mass on the parent's.
 
     Retained images are held to the frozen model's distribution over all captions, and forgotten ones to the
-    parent's caption alone, with the odds term as it is in tilt, once over all levels.
+    parent's caption alone, in the place of tilt's terms of each level.
     """
 
     name: ClassVar[str] = "distance-only"
     description: ClassVar[str] = "Tilted distillation of one softmax over all levels, towards the parent"
 
-    def objective(self, problem: Problem) -> Objective:
-        """The loss against the model as it is now."""
-        levels = problem.taxonomy.levels
+    def further(self, problem: Problem) -> Callable[[Step, Tensor], Mapping[str, Tensor]]:
+        """Under the names of the terms of each level, whose place they take."""
+        levels, space = problem.taxonomy.levels, problem.space.detached()
         captions = torch.cat([encode_texts(problem.model, level.captions) for level in levels])
         gone = torch.cat([problem.forgotten(level) for level in problem.levels])
-        offsets = [sum(len(level) for level in levels[:depth]) for depth in problem.levels]
-        # Of each concept, the caption of its lowest retained label; of none, where even the topmost goes.
-        home = torch.full((len(problem.taxonomy.concepts),), -1)
+        # Of each concept, the caption of its lowest retained label; -1 where even the topmost goes.
+        home = torch.full_like(problem.taxonomy.ancestor(0), -1, device=gone.device)
         for depth in reversed(problem.levels):
-            label = problem.taxonomy.ancestor(depth)
+            label = problem.taxonomy.ancestor(depth).to(gone.device)
             kept = ~problem.forgotten(depth)[label]
-            home[kept] = offsets[depth] + label[kept]
-        tilted, space = super().objective(problem), problem.space.detached()
-        before = copy.deepcopy(problem.model).requires_grad_(False)
+            home[kept] = sum(len(level) for level in levels[:depth]) + label[kept]
 
-        def terms(step: Step) -> dict[str, Tensor]:
-            mixing = {name: term for name, term in tilted(step).items() if name == "mixing_loss"}
+        def terms(step: Step, before: Tensor) -> dict[str, Tensor]:
             forget = torch.stack(step.forget).any(0)
-            logits = step.space.logits(step.image_features, captions)
-            with torch.no_grad():
-                images = before.encode_image(before.preprocess(step.batch.images))
-                target = space.logits(images, captions).masked_fill(gone, -math.inf).softmax(1)
+            logits = space.logits(step.image_features, captions)
+            target = space.logits(before, captions).masked_fill(gone, -math.inf).softmax(1)
             divergence = (torch.xlogy(target, target) - target * logits.log_softmax(1)).sum(1)
-            parent = home[step.caption_ids[0]]
-            to_parent = F.cross_entropy(logits[forget], parent[forget], ignore_index=-1, reduction="sum")
             odds = logits[forget][:, gone].logsumexp(1) - logits[forget][:, ~gone].logsumexp(1)
-            count = max(1, int(forget.sum()))
-            # A level's divergence was summed over the levels, hence their number before that of all at once.
+            parent = home[step.caption_ids[0]][forget]
+            to_parent = F.cross_entropy(logits[forget], parent, ignore_index=-1, reduction="none")
             return {
-                **mixing,
-                "retain_loss": self.retain * len(levels) * divergence[~forget].mean(),
-                "odds_loss": F.relu(self.margin + odds).sum() / count,
-                "parent_loss": to_parent / count,
+                # Tilt's is a sum over the levels.
+                "retain_loss": self.retain * len(levels) * mean(divergence[~forget]),
+                "odds_loss": mean(F.relu(self.margin + odds)),
+                "target_loss": mean(to_parent),
             }
 
         return terms
