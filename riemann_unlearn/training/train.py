@@ -8,7 +8,8 @@ HyCoCLIP, Pal et al. 2024):
     L = Σ_level [ L_con(image, text_level) + λ L_ent(image, text_level) ] + λ Σ L_ent(text, text above)
 
 That leaves cones that hold next to nothing. With ``objective: tree`` a model that was trained so goes on to a
-hierarchy whose cones hold (:mod:`riemann_unlearn.training.tree`).
+hierarchy whose cones hold (:mod:`riemann_unlearn.training.tree`); one without cones learns the same tree's
+directions, and is its flat twin.
 
 One training is one run directory (:mod:`riemann_unlearn.runs`). An interrupted one goes on from its last
 whole epoch, and ends with the same weights as one that was never interrupted.
@@ -101,7 +102,7 @@ def train(
     if config.start is not None:
         _start(model, config.start)
     if config.objective == "tree":
-        _check_tree(model, dataset, config)
+        _check_tree(dataset, config)
     if directory is None:  # all that can be refused has been refused
         directory = RunDirectory.claim(output, settings)
 
@@ -214,16 +215,12 @@ def _start(model: DualEncoder, start: str) -> None:
     model.load_state_dict(weights)
 
 
-def _check_tree(model: DualEncoder, dataset: Dataset, config: TrainConfig) -> None:
+def _check_tree(dataset: Dataset, config: TrainConfig) -> None:
     """Refuse what no tree can be made of."""
     if config.start is None:
         raise ValueError(
             "objective 'tree' puts captions where a text tower finds them, and fresh weights know nothing; "
             "train a model with the objective 'contrastive' and give it as start"
-        )
-    if not model.space.has_cones:
-        raise ValueError(
-            f"objective 'tree' needs a model with entailment cones, such as MERU; a {model.name} has none"
         )
     if len(dataset.taxonomy.levels) < 2:
         raise ValueError("objective 'tree' needs data with a level above the concepts; these have one level")
