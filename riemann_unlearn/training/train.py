@@ -197,7 +197,7 @@ def _objective(
     tree = embed_taxonomy(
         taxonomy, meanings, min_radius=model.space.min_radius, seed=config.seed, progress=progress
     ).to(model.device)
-    return lambda batch: landing_loss(model, batch, tree, config.entailment_weight, levels)
+    return lambda batch: landing_loss(model, batch, tree, config.entailment_weight, taxonomy)
 
 
 def _start(model: DualEncoder, start: str) -> None:

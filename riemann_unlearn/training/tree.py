@@ -47,9 +47,10 @@ from tqdm import tqdm
 from riemann_unlearn.data import Taxonomy
 from riemann_unlearn.data.batch import Batch
 from riemann_unlearn.geometry import Lorentz, expmap0, from_ambient, logmap0, tangent, to_ambient
+from riemann_unlearn.losses import ContrastiveLoss
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.optim import RiemannianAdam
-from riemann_unlearn.spaces import LorentzTangents
+from riemann_unlearn.spaces import LorentzTangents, Space
 
 RATIO = 1.42
 """Radius of a level over that of the level above it."""
@@ -65,9 +66,9 @@ CONCEPTS = 256
 """Concepts whose stand-ins take part in a step."""
 LABELS = 256
 """Labels of a higher level that a stand-in is held against in a step."""
-IMAGE_WEIGHT, TEXT_WEIGHT, BROAD_WEIGHT = 20.0, 20.0, 60.0
-"""Of the images' radius, and of captions' distance to their points, in :func:`landing_loss`: a broad caption
-is the answer to many images, and near the origin, where distances between rivals are small."""
+IMAGE_WEIGHT, TEXT_WEIGHT, NAME_WEIGHT = 20.0, 20.0, 1.0
+"""In :func:`landing_loss`: of the images' radius, and of the distance to their points of broad captions and
+of the most specific ones. A broad caption is the answer to many images, among rivals that are near."""
 
 
 @dataclass(frozen=True)
@@ -186,22 +187,30 @@ def embed_taxonomy(
 
 
 def landing_loss(
-    model: DualEncoder, batch: Batch, tree: Tree, entailment_weight: float, levels: Sequence[str]
+    model: DualEncoder, batch: Batch, tree: Tree, entailment_weight: float, taxonomy: Taxonomy
 ) -> dict[str, Tensor]:
     r"""The weighted terms by which both towers learn to land on a tree; their sum is the loss.
 
-    With y the tree's points, R the radius of images, L the number of levels:
+    With y the tree's points, v an image, t its captions, π(y) the point above, R the radius of images; at the
+    levels above the most specific, whose L labels are few and fixed,
 
     .. math::
-        \sum_l \Bigl[ -\log\frac{e^{τ s(v, y_v)}}{\sum_{y} e^{τ s(v, y)}}
+        -\log\frac{e^{τ s(v, y_v)}}{\sum_{y} e^{τ s(v, y)}}
         + λ\,[E(y_v, v) + \tfrac1{10}\mathrm{aper}]_+
         + \sum_{y \ne y_v} [\tfrac1{20}\mathrm{aper} - E(y, v)]_+
-        + \frac{w_l}{L}\,\frac{d(t, y_t)^2}{|y_t|^2} \Bigr]
-        + 20\,[1 - r/R]_+^2 + 10\,[r/R - 1.4]_+^2
+        + 20\,\frac{d(t, y_t)^2}{|y_t|^2};
 
-    averaged over the images v and over the captions t that stand in the batch. Candidates are *all* labels of
-    a level, not those of the batch. Wrong cones are asked about above the most specific level only, whose
-    cones are narrow. The curvature takes no gradient: the tree has fixed it.
+    at the most specific, whose captions learn from images as they do in the contrastive objective,
+
+    .. math::
+        L_{\mathrm{con}}(v, t) + λ\,[E(t, v) + \tfrac1{10}\mathrm{aper}]_+
+        + 3\,[E(π(y_t), t) + \tfrac1{10}\mathrm{aper}]_+
+        + \frac{d(t, y_t)^2}{|y_t|^2} + 10\,\Bigl(\frac{|t|}{|y_t|} - 1\Bigr)^2;
+
+    and of every image 20 [1 - r/R]₊² + 10 [r/R - 1.4]₊². Averaged over images and over captions. Held to its
+    point, a concept's caption could not take up what its images have in common with others; held to its
+    parent's cone and to its rung of the ladder, it can. Wrong cones are asked about above the most specific
+    level only, whose cones are narrow. The curvature takes no gradient: the tree has fixed it.
 
     Where a space has no cones, captions and images learn the directions of the same points: the terms of
     cones and radii fall away, and the chord between directions, 2 - 2 cos, stands in for d²/R².
@@ -214,9 +223,10 @@ def landing_loss(
         On the model's device.
     entailment_weight : float
         λ.
-    levels : sequence of str
-        What the levels are called, for the names of the terms.
+    taxonomy : Taxonomy
+        Whose tree it is.
     """
+    levels, parent = [level.name for level in taxonomy.levels], _parent(taxonomy, 0).to(batch.indices.device)
     images = model.encode_image(model.preprocess(batch.images))
     texts = model.encode_text(model.tokenize(batch.texts))
     terms: dict[str, Tensor] = {}
@@ -232,29 +242,45 @@ def landing_loss(
             unit = c.sqrt()
         for depth, (level, pairing) in enumerate(zip(levels, batch.pairings, strict=True)):
             points, own = tree.points[depth].to(images.dtype) / unit, pairing.caption_ids
-            terms[f"contrastive_{level}_loss"] = F.cross_entropy(space.logits(images, points), own)
-            if cones:
-                aperture = tangent.half_aperture(points, c, tree.min_radius)
-                outside = space.cones(points[own], images).outside
-                inside = F.relu(outside + aperture[own] / 10).mean()
-                terms[f"entailment_{level}_loss"] = entailment_weight * inside
-                if depth > 0:
-                    wrong = F.relu(aperture / 20 - space.outside(images, points))
-                    terms[f"wrong_{level}_loss"] = wrong.scatter(1, own[:, None], 0.0).sum(1).mean()
+            captions = texts[pairing.row]
+            if depth == 0:
+                contrast = ContrastiveLoss()(images, captions, space=space, caption_ids=own)
+            else:
+                contrast = F.cross_entropy(space.logits(images, points), own)
+            terms[f"contrastive_{level}_loss"] = contrast
             # A caption that many images of the batch share counts once: rare labels must land as exactly as
             # frequent ones.
             label = own.new_full((len(texts),), -1).scatter(0, pairing.row, own)
             there = label >= 0
-            near = space.matched(texts[there], points[label[there]])
-            off = (near / points[label[there]].norm(dim=-1)).square() if cones else 2 - 2 * near
-            weight = TEXT_WEIGHT if depth == 0 else BROAD_WEIGHT
-            terms[f"text_{level}_loss"] = weight / len(levels) * off.mean()
+            told, goal = texts[there], points[label[there]]
+            near = space.matched(told, goal)
+            off = (near / goal.norm(dim=-1)).square() if cones else 2 - 2 * near
+            landing = (NAME_WEIGHT if depth == 0 else TEXT_WEIGHT) * off.mean()
+            if cones:
+                broad = captions if depth == 0 else points[own]
+                terms[f"entailment_{level}_loss"] = entailment_weight * _inside(space, broad, images)
+            if cones and depth == 0:
+                above = tree.points[1].to(images.dtype)[parent[label[there]]] / unit
+                rung = (told.norm(dim=-1) / goal.norm(dim=-1) - 1).square().mean()
+                landing = landing + 3 * _inside(space, above, told) + RADIUS_WEIGHT * rung
+            elif cones:
+                aperture = tangent.half_aperture(points, c, tree.min_radius)
+                wrong = F.relu(aperture / 20 - space.outside(images, points))
+                terms[f"wrong_{level}_loss"] = wrong.scatter(1, own[:, None], 0.0).sum(1).mean()
+            terms[f"text_{level}_loss"] = landing
         if cones:
             reach = space.radius(images) / tree.image_radius
             terms["radius_loss"] = IMAGE_WEIGHT * (
                 F.relu(1 - reach).square().mean() + F.relu(reach - 1.4).square().mean() / 2
             )
     return terms
+
+
+def _inside(space: Space, broad: Tensor, narrow: Tensor) -> Tensor:
+    """How far outside nine tenths of their apertures cones leave what they are to hold, on average."""
+    c = space.tangents(broad)[1]
+    aperture = tangent.half_aperture(broad, c, space.min_radius)
+    return F.relu(space.cones(broad, narrow).outside + aperture / 10).mean()
 
 
 def _directions(
@@ -310,11 +336,8 @@ def _nesting(taxonomy: Taxonomy, vectors: Sequence[Tensor], space: LorentzTangen
     """How far labels lie outside nine tenths of their parents' cones."""
     total = vectors[0].new_zeros(())
     for depth in range(len(vectors) - 1):
-        broad = vectors[depth + 1][_parent(taxonomy, depth)]
-        aperture = tangent.half_aperture(broad, 1.0, space.min_radius)
-        outside = space.cones(broad, vectors[depth]).outside
-        total = total + F.relu(outside + aperture / 10).mean()
-    return 3 * total
+        total = total + 3 * _inside(space, vectors[depth + 1][_parent(taxonomy, depth)], vectors[depth])
+    return total
 
 
 def _apart(
