@@ -1,6 +1,6 @@
 """How a concept is put into words; labels of the levels above it have :attr:`Level.captions`.
 
-A concept is called by its name, as the first level's captions are, and by its keywords.
+A concept is called by its :attr:`Concept.text`, as in the first level's captions, and by its keywords.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def keyword_caption(concept: Concept, keywords: Sequence[str], *, with_name: boo
     >>> keyword_caption(apple, ["fruit"], with_name=True)
     'red apple, fruit'
     """
-    name = [concept.name] if with_name or not keywords else []
+    name = [concept.text] if with_name or not keywords else []
     return ", ".join([*name, *keywords])
 
 
@@ -49,7 +49,7 @@ def sample_caption(concept: Concept, generator: torch.Generator) -> str:
     """
     draw = torch.rand((), generator=generator, dtype=torch.float32).item()
     if draw < NAME_PROBABILITY or not concept.keywords:
-        return concept.name
+        return concept.text
     # Without replacement, in random order: no keyword is drawn twice.
     order = torch.randperm(len(concept.keywords), generator=generator)[:MAX_KEYWORDS]
     words = [concept.keywords[i] for i in order.tolist()]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from riemann_unlearn.data.samples import Dataset
 from riemann_unlearn.data.sources import SOURCES, Source
+from riemann_unlearn.data.sources.shards import Shards, shard_files
 from riemann_unlearn.registry import did_you_mean
 
 
@@ -28,8 +29,9 @@ def load(data: str | Path | Source | Dataset = "emoji") -> Dataset:
     ----------
     data : str, Path, Source or Dataset
         A name from :func:`list_datasets`; or a path that one of the :data:`~riemann_unlearn.data.SOURCES`
-        opens, such as a folder of WebDataset shards (see :mod:`riemann_unlearn.data.sources.shards`) or of
-        Fashion-MNIST's four files; or a source, to load what it stands for; or a dataset, which is returned.
+        opens, such as a folder with a sub-folder for each class, one with a table of captions, or
+        WebDataset shards, these also by a pattern such as ``folder/{0000..0041}.tar``; or a source, to load
+        what it stands for; or a dataset, which is returned.
 
     Returns
     -------
@@ -55,14 +57,16 @@ def load(data: str | Path | Source | Dataset = "emoji") -> Dataset:
     if isinstance(data, str) and data in list_datasets():
         return replace(_instance(SOURCES[data]).load(None), name=data)
     path = Path(data).expanduser().resolve()
-    if not path.exists():
+    # Sources are asked about what exists; a pattern exists where some of its shards do.
+    exists = path.exists()
+    if not exists and not shard_files(path):
         hint = did_you_mean(data, list_datasets())
         raise ValueError(
             f"no dataset {str(data)!r}; {hint}Expected one of {', '.join(list_datasets())}, or a path, "
             f"and there is no {path}"
         )
     # The last registered is asked first, so that a third party's form goes before ours.
-    for entry in reversed(list(SOURCES.values())):
+    for entry in reversed(list(SOURCES.values())) if exists else [Shards]:
         source = _instance(entry)
         if source.opens(path):
             # The resolved path: a run's config.yaml keeps it, and may be read from another working directory.

@@ -75,6 +75,8 @@ class Samples:
     sources: tuple[str, ...]
     """Who made the images, or the files they were in; sorted."""
     taxonomy: Taxonomy
+    number: Tensor | None = None
+    """Long, shape (N,): which image of the whole :class:`Dataset` each one is. The dataset numbers them."""
 
     def __post_init__(self) -> None:
         for name, index, names in (
@@ -124,7 +126,13 @@ class Samples:
             # whole subset in memory.
             index = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
             images = Rows(self.images, index)
-        return replace(self, images=images, concept=self.concept[rows], source=self.source[rows])
+        return replace(
+            self,
+            images=images,
+            concept=self.concept[rows],
+            source=self.source[rows],
+            number=None if self.number is None else self.number[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -141,8 +149,18 @@ class Dataset:
     """What :func:`riemann_unlearn.data.load` takes to find it again: a source's name, or an absolute path."""
     seen: Samples
     heldout: Samples | None
+    ids: tuple[str, ...] = ()
+    """By number, what each image can be asked for by, such as its file's name in the folder; those of the
+    seen images first. None where images have no names."""
 
     def __post_init__(self) -> None:
+        # A part of a numbered dataset keeps its numbers; samples made by hand get theirs here, together.
+        if self.seen.number is None:
+            first = torch.arange(len(self.seen))
+            object.__setattr__(self, "seen", replace(self.seen, number=first))
+            if self.heldout is not None:
+                rest = torch.arange(len(self.seen), len(self.seen) + len(self.heldout))
+                object.__setattr__(self, "heldout", replace(self.heldout, number=rest))
         # In order, since samples have indices into them; and with their paths, so the labels above agree too.
         if self.heldout is not None and self.heldout.taxonomy.concepts != self.seen.taxonomy.concepts:
             raise ValueError(

@@ -27,6 +27,13 @@ class Concept:
     """Other words for it, from which captions are drawn and by which it is asked for again."""
     path: tuple[str, ...] = ()
     """Its labels at the levels above, from specific to general."""
+    caption: str | None = None
+    """What a text encoder is shown for it, where that is not its name."""
+
+    @property
+    def text(self) -> str:
+        """What a text encoder is shown for it."""
+        return self.name if self.caption is None else self.caption
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Taxonomy:
         What the levels are called, from specific to general; by default "name", "level 1", "level 2" ...
     caption : callable, optional
         Puts a label of the levels above the concepts into words: ``caption(level, label)``; as it is written
-        by default. Concepts are called by their names.
+        by default. Concepts are called by their :attr:`Concept.text`.
 
     Attributes
     ----------
@@ -245,7 +252,10 @@ def _levels(
             index = {group: i for i, group in enumerate(dict.fromkeys(above))}
             parent = torch.tensor([index[parent_of[label]] for label in labels], dtype=torch.long)
             below = above
-        captions = tuple(caption(name, label) for label in labels) if depth else labels
+        if depth:
+            captions = tuple(caption(name, label) for label in labels)
+        else:
+            captions = tuple(concept.text for concept in concepts)  # names are unique, so labels are theirs
         levels.append(Level(name, labels, captions, parent))
     return tuple(levels)
 

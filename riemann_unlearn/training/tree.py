@@ -51,6 +51,7 @@ from riemann_unlearn.losses import ContrastiveLoss
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.optim import RiemannianAdam
 from riemann_unlearn.spaces import LorentzTangents, Space
+from riemann_unlearn.training.towers import WHOLE, Towers
 
 RATIO = 1.42
 """Radius of a level over that of the level above it."""
@@ -187,7 +188,12 @@ def embed_taxonomy(
 
 
 def landing_loss(
-    model: DualEncoder, batch: Batch, tree: Tree, entailment_weight: float, taxonomy: Taxonomy
+    model: DualEncoder,
+    batch: Batch,
+    tree: Tree,
+    entailment_weight: float,
+    taxonomy: Taxonomy,
+    towers: Towers = WHOLE,
 ) -> dict[str, Tensor]:
     r"""The weighted terms by which both towers learn to land on a tree; their sum is the loss.
 
@@ -225,12 +231,13 @@ def landing_loss(
         λ.
     taxonomy : Taxonomy
         Whose tree it is.
+    towers : Towers
+        How both are run: whole and in float32 by default.
     """
     levels, parent = [level.name for level in taxonomy.levels], _parent(taxonomy, 0).to(batch.indices.device)
-    images = model.encode_image(model.preprocess(batch.images))
-    texts = model.encode_text(model.tokenize(batch.texts))
+    images, texts = towers.images(model, batch.images), towers.texts(model, batch.texts)
     terms: dict[str, Tensor] = {}
-    # The towers may run under autocast, the geometry never does.
+    # A loop of one's own may be under autocast, the geometry never is.
     with torch.autocast(images.device.type, enabled=False):
         space, cones = model.space, model.space.has_cones
         unit: Tensor | float = 1.0

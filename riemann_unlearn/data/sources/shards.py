@@ -1,8 +1,9 @@
 """WebDataset shards: tar files in which files that share a key are one sample.
 
-A sample is an image and a ``json`` that says what it shows, or an image and a ``txt`` with its caption. In
-the json, one field for each level has the label there; ``manifest.json`` beside the shards may say which
-fields these are, from specific to general, and which shards are held out::
+A sample is an image and a ``json`` that says what it shows, or an image and a ``txt`` or ``caption`` with its
+caption, as img2dataset and open_clip write them. In the json, one field for each level has the label there;
+``manifest.json`` beside the shards may say which fields these are, from specific to general, and which shards
+are held out::
 
     {"levels": ["name", "kind", "realm"],
      "shards": {"a.tar": {"split": "seen"}, "b.tar": {"split": "heldout"}}}
@@ -10,29 +11,36 @@ fields these are, from specific to general, and which shards are held out::
 Without ``levels`` they are the ``name`` alone, or where the first sample has none, its ``caption``. Shards of
 which the manifest says nothing are held out when they have "heldout" in their name. ``keywords`` (a list of
 strings, or one string), ``key`` and ``vendor`` (who made the image) are read where a json has them.
+
+Some of a folder's shards are asked for by a pattern, as by open_clip: ``folder/{00000..00041}.tar``. In tars
+that are not compressed, images stay where they are, and are read from there when asked for; of a compressed
+one they are held in memory.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import lzma
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from riemann_unlearn.data.images import EXTENSIONS
+from riemann_unlearn.data.images import EXTENSIONS, Encoded, Slice
 from riemann_unlearn.data.samples import Dataset
 from riemann_unlearn.data.sources.base import Source
-from riemann_unlearn.data.sources.collection import Collection
+from riemann_unlearn.data.sources.collection import CAPTION, Collection
 from riemann_unlearn.data.taxonomy import Concept, as_written
 from riemann_unlearn.registry import register
 
 MANIFEST_NAME = "manifest.json"
-_TEXTS = ("json", "txt")
+_CAPTIONS = ("txt", "caption")
+_TEXTS = ("json", *_CAPTIONS)
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _SPLITS = ("seen", "heldout")
 
@@ -42,7 +50,7 @@ class Shards(Source):
     """Shards whose levels their manifest names, or that have a name or a caption only."""
 
     name = "shards"
-    description = "a folder of WebDataset shards (.tar, .tar.gz, .tgz), or one of them"
+    description = "a folder of WebDataset shards (.tar, .tar.gz, .tgz), one, or many as {0000..0009}.tar"
     named = False
 
     def opens(self, path: Path) -> bool:
@@ -55,7 +63,7 @@ class Shards(Source):
             raise ValueError("shards have no default place; load them by the path of their folder")
         levels = read_manifest(path).get("levels")
         if levels is None:
-            levels = ["name"] if "name" in first_metadata(path) else ["caption"]
+            levels = ["name"] if "name" in first_metadata(path) else [CAPTION]
         return load_shards(path, levels)
 
 
@@ -82,30 +90,69 @@ def load_shards(
     collection = Collection(levels, caption)
     for shard in shards:
         stem = shard.name[: -len(_suffix(shard.name))]
-        for key, encoded, metadata in read_shard(shard):
+        for key, image, metadata in read_shard(shard):
             where = f"{shard}: sample {key!r}"
-            concept = _concept(metadata, levels, where)
+            if isinstance(metadata, str):
+                collection.skip(where, metadata)
+                continue
+            try:
+                concept = _concept(metadata, levels)
+            except ValueError as error:
+                collection.skip(where, str(error))
+                continue
             vendor = metadata.get("vendor")
             source = vendor if isinstance(vendor, str) and vendor else stem
-            collection.add(where, encoded, concept, source, heldout=shard.name in heldout)
+            collection.add(
+                where, image, concept, source, heldout=shard.name in heldout, id=f"{shard.name}/{key}"
+            )
     return collection.dataset(str(path))
 
 
 def shard_files(path: Path) -> list[Path]:
-    """The shards in a folder, sorted by name; hidden files, as macOS puts beside others, are none."""
-    files = path.iterdir() if path.is_dir() else [path]
+    """The shards in a folder or of a pattern, sorted; hidden files, as macOS puts beside others, are none.
+
+    Examples
+    --------
+    >>> shard_files(Path("gone/{0..9}.tar"))
+    []
+    """
+    files: Iterable[Path] = path.iterdir() if path.is_dir() else map(Path, expand(str(path)))
     return sorted(file for file in files if _suffix(file.name) and file.is_file())
 
 
+def expand(pattern: str) -> list[str]:
+    """What a pattern in braces stands for: {a,b} for either, {08..11} for 08, 09, 10 and 11.
+
+    Examples
+    --------
+    >>> expand("{x,y}/{08..10}.tar")[1:4]
+    ['x/09.tar', 'x/10.tar', 'y/08.tar']
+    """
+    # Odd parts are what stood in braces.
+    parts = re.split(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}", pattern)
+    choices = [_choices(part) if i % 2 else [part] for i, part in enumerate(parts)]
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _choices(inside: str) -> list[str]:
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if span is None:
+        return inside.split(",")
+    first, last = span.groups()
+    # As a shell does: with zeros in front, all are of the first's width.
+    width = len(first) if first.startswith("0") else 0
+    return [f"{number:0{width}}" for number in range(int(first), int(last) + 1)]
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What the manifest of a folder says; nothing where there is none.
+    """What the manifest of a folder, or of the folder that a shard is in, says; nothing where there is none.
 
     Raises
     ------
     ValueError
         When it is not of the form that the module's docstring shows.
     """
-    manifest = path / MANIFEST_NAME
+    manifest = (path if path.is_dir() else path.parent) / MANIFEST_NAME
     if not manifest.is_file():
         return {}
     try:
@@ -169,50 +216,73 @@ def write_shard(samples: Iterable[tuple[str, bytes, dict[str, Any]]]) -> bytes:
     return buffer.getvalue()
 
 
-def read_shard(path: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """The samples of a shard: key, encoded image, metadata.
+def read_shard(path: Path) -> Iterator[tuple[str, Encoded, dict[str, Any] | str]]:
+    """The samples of a shard: key, encoded image, and metadata, or why it is of no use.
 
     Raises
     ------
     ValueError
-        When the file is no tar, or a sample lacks its image or its metadata.
+        When the file is no tar.
     """
-    # The whole shard before its first sample: members of one key need not stand together, and a later member
-    # may take an earlier one's place.
-    parts: dict[str, dict[str, bytes]] = {}
-    try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                key, extension = _key(member)
-                file = archive.extractfile(member) if extension else None
-                if file is not None:
-                    # Of others the name alone is kept, for the message below: a video is not read.
-                    wanted = extension in EXTENSIONS or extension in _TEXTS
-                    # A member appended later under a name that was there replaces it, as tar extracts them.
-                    parts.setdefault(key, {})[extension] = file.read() if wanted else b""
-    except _TAR_ERRORS as error:
-        raise ValueError(f"{path} is not a readable tar file: {error}") from None
-    for key, files in parts.items():
+    for key, files in _members(path).items():
         image = next((files[e] for e in EXTENSIONS if e in files), None)
         if image is None and "json" not in files:
             continue  # a README, a table beside the samples
         if image is None or not any(e in files for e in _TEXTS):
-            raise ValueError(
-                f"{path}: sample {key!r} has {sorted(files)}; expected json (or txt, a caption) and one of "
-                f"{', '.join(EXTENSIONS)}"
-            )
-        try:
-            metadata = json.loads(files["json"]) if "json" in files else {}
-            if isinstance(metadata, dict) and "txt" in files:
-                # A caption in the json goes before the txt.
-                metadata.setdefault("caption", files["txt"].decode("utf-8-sig").strip())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: the json or txt of sample {key!r} is invalid: {error}") from None
-        if not isinstance(metadata, dict):
-            raise ValueError(
-                f"{path}: the json of sample {key!r} is a {type(metadata).__name__}, not an object"
-            )
-        yield key, image, metadata
+            texts = f"json (or {' or '.join(_CAPTIONS)}, a caption)"
+            yield key, b"", f"it has {sorted(files)}; expected {texts} and one of {', '.join(EXTENSIONS)}"
+        else:
+            yield key, image, _metadata(files)
+
+
+def _members(path: Path) -> dict[str, dict[str, Encoded]]:
+    """By key and extension, the files of a shard."""
+    # The whole shard before its first sample: members of one key need not stand together, and a later member
+    # may take an earlier one's place.
+    parts: dict[str, dict[str, Encoded]] = {}
+    try:
+        # Of a plain tar the headers alone are read, and the captions. A stream is read from end to end.
+        plain = _is_plain(path)
+        with tarfile.open(path, "r:" if plain else "r|*") as archive:
+            for member in archive:
+                key, extension = _key(member)
+                if not extension:
+                    continue
+                content: Encoded = b""
+                if extension in EXTENSIONS and plain and not member.issparse():
+                    content = Slice(str(path), member.offset_data, member.size)
+                # Of others the name alone is kept, for a message: a video is not read.
+                elif extension in EXTENSIONS or extension in _TEXTS:
+                    file = archive.extractfile(member)
+                    content = file.read() if file is not None else b""
+                # A member appended later under a name that was there replaces it, as tar extracts them.
+                parts.setdefault(key, {})[extension] = content
+    except _TAR_ERRORS as error:
+        raise ValueError(f"{path} is not a readable tar file: {error}") from None
+    return parts
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether a tar is not compressed, whatever it is called: its first header says so."""
+    with open(path, "rb") as file:
+        return file.read(512)[257:262] == b"ustar"
+
+
+def _metadata(files: dict[str, Encoded]) -> dict[str, Any] | str:
+    """What a sample's json and caption say; a text is the reason why they say nothing."""
+    # Texts are read at once, whatever they are in: they are bytes.
+    texts = {e: content for e in _TEXTS if isinstance(content := files.get(e), bytes)}
+    try:
+        metadata = json.loads(texts["json"]) if "json" in texts else {}
+        captions = [texts[e].decode("utf-8-sig").strip() for e in _CAPTIONS if e in texts]
+    except (ValueError, RecursionError) as error:
+        return f"its json or caption is invalid: {error}"
+    if not isinstance(metadata, dict):
+        return f"its json is a {type(metadata).__name__}, not an object"
+    # A caption in the json goes before the one beside it; img2dataset writes null where it had none.
+    if captions and not metadata.get("caption"):
+        metadata["caption"] = captions[0]
+    return metadata
 
 
 _TAR_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
@@ -244,25 +314,25 @@ def _heldout(path: Path, shards: Sequence[Path]) -> set[str]:
     entries = read_manifest(path).get("shards", {})
     # A misspelt file name would leave a held-out shard among the seen, to be trained on.
     missing = sorted(set(entries) - {shard.name for shard in shards})
-    if missing:
+    if missing and path.is_dir():
         raise ValueError(f"{path / MANIFEST_NAME} names {', '.join(missing)}, and {path} has no such shard")
     by_name = {shard.name for shard in shards if shard.name not in entries and "heldout" in shard.name}
     return by_name | {name for name, entry in entries.items() if entry["split"] == "heldout"}
 
 
-def _concept(metadata: dict[str, Any], levels: Sequence[str], where: str) -> Concept:
+def _concept(metadata: dict[str, Any], levels: Sequence[str]) -> Concept:
     labels = [metadata.get(field) for field in levels]
     for field, label in zip(levels, labels, strict=True):
         if not isinstance(label, str) or not label.strip():
-            raise ValueError(f"{where}: its json lacks the string {field!r} (got {label!r})")
+            raise ValueError(f"its json lacks the string {field!r} (got {label!r})")
     name, *path = map(str, labels)
-    return Concept(str(metadata.get("key") or name), name, _keywords(metadata, where), tuple(path))
+    return Concept(str(metadata.get("key") or name), name, _keywords(metadata), tuple(path))
 
 
-def _keywords(metadata: dict[str, Any], where: str) -> tuple[str, ...]:
+def _keywords(metadata: dict[str, Any]) -> tuple[str, ...]:
     """A sample's keywords; a string is one of them, and null or nothing is none."""
     given = metadata.get("keywords")
     words = [] if given is None else [given] if isinstance(given, str) else given
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ValueError(f"{where}: its keywords must be a list of strings, got {given!r}")
+        raise ValueError(f"its keywords must be a list of strings, got {given!r}")
     return tuple(word for word in words if word.strip())

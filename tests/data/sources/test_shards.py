@@ -12,8 +12,9 @@ from PIL import Image
 
 from riemann_unlearn import data
 from riemann_unlearn.data.batch import make_batch
+from riemann_unlearn.data.images import Slice, decode, read
 from riemann_unlearn.data.sources.emoji import FOLDER
-from riemann_unlearn.data.sources.shards import Shards, read_shard, write_shard
+from riemann_unlearn.data.sources.shards import Shards, expand, read_shard, write_shard
 from tests.conftest import write_world
 
 
@@ -147,6 +148,87 @@ def test_free_captions_are_one_level(tmp_path: Path, form: str) -> None:
     assert batch.texts == captions
 
 
+def test_shards_as_img2dataset_writes_them(tmp_path: Path) -> None:
+    files = {}
+    for number, caption in enumerate(["a cat", "an owl", "no json", "caption file"]):
+        key = f"00000{number:04}"
+        about = {"key": key, "caption": None, "url": "x", "status": "success", "error_message": None}
+        files |= {f"{key}.jpg": png(), f"{key}.json": json.dumps(about).encode()}
+        files[f"{key}.caption" if number == 3 else f"{key}.txt"] = caption.encode()
+    del files["000000002.json"]
+    write_tar(tmp_path / "00000.tar", files)
+    (tmp_path / "00000_stats.json").write_text("{}")
+    dataset = data.load(tmp_path)
+    captions = ("a cat", "an owl", "caption file", "no json")
+    assert dataset.taxonomy.levels[0].captions == captions
+    assert dataset.ids == tuple(f"00000.tar/00000{number:04}" for number in range(4))
+
+
+def test_some_shards_are_asked_for_by_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(8, 12):
+        write_tar(tmp_path / f"part-{number:03}.tar", pairs({"name": f"number {number}"}))
+    dataset = data.load(f"{tmp_path}/part-{{009..011}}.tar")
+    assert names(dataset) == ["number 10", "number 11", "number 9"]
+    # Its name loads it again, from anywhere.
+    monkeypatch.chdir(tmp_path)
+    assert data.load("part-{009..011}.tar").name == dataset.name
+    assert names(data.load(dataset.name)) == names(dataset)
+    assert names(data.load(tmp_path / "part-{008,011,999}.tar")) == ["number 11", "number 8"]
+    with pytest.raises(ValueError, match="no dataset"):
+        data.load(tmp_path / "part-{100..120}.tar")
+
+
+def test_patterns_are_a_shells() -> None:
+    assert expand("x.tar") == ["x.tar"]
+    assert expand("{8..10}.tar") == ["8.tar", "9.tar", "10.tar"]
+    assert expand("a{08..09}b{c,d}") == ["a08bc", "a08bd", "a09bc", "a09bd"]
+    assert expand("{a}") == ["{a}"]
+
+
+def test_a_manifest_beside_a_shard_says_what_its_levels_are(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", pairs({"title": "owl"}))
+    write_tar(tmp_path / "y.tar", pairs({"title": "cat"}))
+    about = {"levels": ["title"], "shards": {"y.tar": {"split": "heldout"}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(about))
+    assert names(data.load(tmp_path / "x.tar")) == ["owl"]
+    with pytest.raises(ValueError, match="is held out"):
+        data.load(tmp_path / "y.tar")
+
+
+def test_images_of_a_plain_tar_are_read_from_where_they_are(tmp_path: Path) -> None:
+    noise = Image.effect_noise((64, 64), 90)
+    files = {}
+    for number, size in enumerate([64, 32, 64]):
+        buffer = io.BytesIO()
+        noise.resize((size, size)).save(buffer, "PNG")
+        files |= {f"{number}.png": buffer.getvalue(), f"{number}.json": about(name=f"owl {number}")}
+    write_tar(tmp_path / "x.tar", files)
+    slices = [image for _, image, _ in read_shard(tmp_path / "x.tar")]
+    assert all(isinstance(image, Slice) for image in slices)
+    assert [read(image) for image in slices] == [files[f"{n}.png"] for n in range(3)]
+    seen = data.load(tmp_path).seen
+    assert isinstance(seen.images, data.EncodedImages)
+    for row, image in enumerate(seen.images[torch.arange(3)]):
+        assert torch.equal(image, decode(files[f"{row}.png"]))
+    # What is cut off later is missed when it is asked for, and named.
+    with (tmp_path / "x.tar").open("r+b") as file:
+        file.truncate(2000)
+    with pytest.raises(ValueError, match=r"x\.tar ends before the image does"):
+        seen.images[torch.tensor([2])]
+
+
+def test_samples_of_no_use_are_skipped_and_named(tmp_path: Path) -> None:
+    files = pairs(*[{"name": "owl"} for _ in range(57)])
+    files |= {"a.json": b'{"name": "owl"}', "b.png": png(), "c.png": png(), "c.json": b"{"}
+    write_tar(tmp_path / "x.tar", files)
+    with pytest.warns(UserWarning, match=r"3 of 60 images cannot be used: .*'a' \(it has .*'b' .*'c' .*json"):
+        assert len(data.load(tmp_path).seen) == 57
+    files |= {"d.png": png()}
+    write_tar(tmp_path / "x.tar", files)
+    with pytest.raises(ValueError, match=r"4 of 61 images cannot be used: .*; \.\.\.\. That is more than 5%"):
+        data.load(tmp_path)
+
+
 def test_a_manifest_decides_what_is_held_out(tmp_path: Path) -> None:
     folder = write_world(tmp_path / "world")
     shards = {path.name: {"split": "seen"} for path in folder.glob("*.tar.gz")}
@@ -188,16 +270,16 @@ def test_an_unusable_manifest_is_named(tmp_path: Path, manifest: str, message: s
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a.png": png()}, r"sample 'a' has \['png'\]; expected json"),
-        ({"a.json": about()}, r"expected json \(or txt, a caption\) and one of webp, png"),
-        ({"a.png": png(), "a.json": b"{"}, "the json or txt of sample 'a' is invalid"),
-        ({"a.png": png(), "a.json": b"[" * 100_000}, "the json or txt of sample 'a' is invalid"),
-        ({"a.png": png(), "a.txt": b"\xff\xfe\xfa"}, "the json or txt of sample 'a' is invalid"),
+        ({"a.png": png()}, r"sample 'a' \(it has \['png'\]; expected json"),
+        ({"a.json": about()}, r"expected json \(or txt or caption, a caption\) and one of webp, png"),
+        ({"a.png": png(), "a.json": b"{"}, r"sample 'a' \(its json or caption is invalid"),
+        ({"a.png": png(), "a.json": b"[" * 100_000}, r"sample 'a' \(its json or caption is invalid"),
+        ({"a.png": png(), "a.txt": b"\xff\xfe\xfa"}, r"sample 'a' \(its json or caption is invalid"),
         ({"a.png": png(), "a.json": about(category=3)}, r"lacks the string 'category' \(got 3\)"),
         ({"a.png": png(), "a.json": about(subcategory=" ")}, "lacks the string 'subcategory'"),
-        ({"a.png": png(), "a.json": b"[]"}, "json of sample 'a' is a list, not an object"),
-        ({"a.png": png(), "a.json": b"{}"}, r"sample 'a': its json lacks the string 'caption' \(got None\)"),
-        ({"a.png": b"no image", "a.json": about()}, "1 of 1 images cannot be read: .*x.tar: sample 'a' "),
+        ({"a.png": png(), "a.json": b"[]"}, r"sample 'a' \(its json is a list, not an object"),
+        ({"a.png": png(), "a.json": b"{}"}, r"sample 'a' \(its json lacks the string 'caption' \(got None\)"),
+        ({"a.png": b"no image", "a.json": about()}, "1 of 1 images cannot be used: .*x.tar: sample 'a' "),
         (
             {"a.png": png(), "a.json": about(), "b.png": png(), "b.json": about(subcategory="bug")},
             "files 'owl' under 'bug', 'animals', and another sample under 'bird'",
@@ -209,7 +291,7 @@ def test_an_unusable_manifest_is_named(tmp_path: Path, manifest: str, message: s
                 "b.png": png(),
                 "b.json": b'{"caption": "an owl"}',
             },
-            "sample 'b': its json lacks the string 'name'",
+            r"1 of 2 images .*sample 'b' \(its json lacks the string 'name'",
         ),
     ],
 )
@@ -342,7 +424,7 @@ def test_keywords_are_a_list_or_one_string_or_absent(
 @pytest.mark.parametrize("keywords", [3, {"a": 1}, ["night", 3], [["night"]], True, [None]])
 def test_other_keywords_are_refused_with_the_sample(tmp_path: Path, keywords: object) -> None:
     write_tar(tmp_path / "x.tar", {"a.png": png(), "a.json": about(keywords=keywords)})
-    with pytest.raises(ValueError, match=r"x.tar: sample 'a': its keywords must be a list of strings, got "):
+    with pytest.raises(ValueError, match=r"x.tar: sample 'a' \(its keywords must be a list of strings, got "):
         data.load(tmp_path)
 
 
@@ -352,7 +434,7 @@ def test_a_broken_image_is_skipped_and_named(tmp_path: Path) -> None:
     broken[45] ^= 0xFF  # within the compressed pixels: the chunk's checksum is wrong
     files["7.png"] = bytes(broken)
     write_tar(tmp_path / "x.tar", files)
-    with pytest.warns(UserWarning, match=r"1 of 40 images cannot be read: .*x\.tar: sample '7' "):
+    with pytest.warns(UserWarning, match=r"1 of 40 images cannot be used: .*x\.tar: sample '7' "):
         dataset = data.load(tmp_path)
     assert dataset.seen.concept.bincount().tolist() == [20, 19]
 
