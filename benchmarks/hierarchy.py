@@ -5,13 +5,13 @@
     python -m benchmarks.hierarchy --models runs/shuffled --shuffled        # trained by --shuffled, see below
 
 Two tables. The first has for each model what it knows by distance, seen and held out, and how many captions
-lie in the cone of the caption above. The second, for models with cones, by level and part: the share of images
-inside the cone of their own label; inside that of a wrong one, on average over the wrong ones; inside that of
-any sibling; and the AUC of aper - ext, the own label against a random other one of the level. Cones that
-are half-spaces hold everything, so the first means nothing without the second and the last.
+lie in the cone of the caption above. The second, for models with cones, by level and part: the share of
+images inside the cone of their own label; inside that of a wrong one, on average over the wrong ones; inside
+that of any sibling; and the AUC of aper - ext, the own label against a random other one of the level. Cones
+that are half-spaces hold everything, so the first means nothing without the second and the last.
 
-``python -m benchmarks.hierarchy --train DIR`` trains the control: the bundled recipe on a taxonomy whose concepts
-were dealt out to the groups at random. What the control reaches too is no evidence of meaning.
+``python -m benchmarks.hierarchy --train DIR`` trains the control: the bundled recipe on a taxonomy whose
+concepts were dealt out to the groups at random. What the control reaches too is no evidence of meaning.
 """
 
 from __future__ import annotations
