@@ -6,9 +6,9 @@ points sideways. So the tree comes first: its points are trained by themselves, 
 afterwards (:func:`riemann_unlearn.training.train` with ``objective: tree``).
 
 *Ladder.* A cone opens to a half-space at sinh r = 2K and narrows fast beyond, so the topmost level lies
-there, each level below it at 1.42 times the radius of the one above, and images at 2.4 times that of the most
-specific. So far beyond its parent a child has room: its direction may be 34 degrees off its parent's in the
-second level from the top, and 14 degrees in the third.
+there, each level below it at 1.36 times the radius of the one above, and images at 3.2 times that of the most
+specific. So far beyond its parent a child has room: with three levels its direction may be 33 degrees off its
+parent's in the second, and 12 degrees in the third.
 
 *Directions.* Topmost labels are orthonormal, so that their half-spaces part. A label below lies as far off
 its parent's direction as the parent's cone allows, to the side of its own meaning. Where others lie below it,
@@ -53,9 +53,9 @@ from riemann_unlearn.optim import RiemannianAdam
 from riemann_unlearn.spaces import LorentzTangents, Space
 from riemann_unlearn.training.towers import WHOLE, Towers
 
-RATIO = 1.42
+RATIO = 1.36
 """Radius of a level over that of the level above it."""
-IMAGES = 2.4
+IMAGES = 3.2
 """Radius of images over that of the most specific level."""
 WIDEST = 0.84
 """How far from its parent's axis a label begins, as a share of the aperture."""
@@ -67,9 +67,10 @@ CONCEPTS = 256
 """Concepts whose stand-ins take part in a step."""
 LABELS = 256
 """Labels of a higher level that a stand-in is held against in a step."""
-IMAGE_WEIGHT, TEXT_WEIGHT, NAME_WEIGHT = 20.0, 20.0, 1.0
-"""In :func:`landing_loss`: of the images' radius, and of the distance to their points of broad captions and
-of the most specific ones. A broad caption is the answer to many images, among rivals that are near."""
+IMAGE_WEIGHT, TEXT_WEIGHT, NAME_WEIGHT, NEST_WEIGHT = 20.0, 100.0, 7.0, 10.0
+"""In :func:`landing_loss`: of the images' radius, of the distance to their points of broad captions and of
+the most specific, and of the latter's place in their parents' cones. A broad caption is the answer to many
+images, among rivals that are near: it must be where its images are told that it is."""
 
 
 @dataclass(frozen=True)
@@ -198,20 +199,20 @@ def landing_loss(
     r"""The weighted terms by which both towers learn to land on a tree; their sum is the loss.
 
     With y the tree's points, v an image, t its captions, π(y) the point above, R the radius of images; at the
-    levels above the most specific, whose L labels are few and fixed,
+    levels above the most specific, whose labels are few,
 
     .. math::
         -\log\frac{e^{τ s(v, y_v)}}{\sum_{y} e^{τ s(v, y)}}
         + λ\,[E(y_v, v) + \tfrac1{10}\mathrm{aper}]_+
         + \sum_{y \ne y_v} [\tfrac1{20}\mathrm{aper} - E(y, v)]_+
-        + 20\,\frac{d(t, y_t)^2}{|y_t|^2};
+        + 100\,\frac{d(t, y_t)^2}{|y_t|^2};
 
     at the most specific, whose captions learn from images as they do in the contrastive objective,
 
     .. math::
-        L_{\mathrm{con}}(v, t) + λ\,[E(t, v) + \tfrac1{10}\mathrm{aper}]_+
-        + 3\,[E(π(y_t), t) + \tfrac1{10}\mathrm{aper}]_+
-        + \frac{d(t, y_t)^2}{|y_t|^2} + 10\,\Bigl(\frac{|t|}{|y_t|} - 1\Bigr)^2;
+        -\log\frac{e^{τ s(v, y_v)}}{\sum_{y} e^{τ s(v, y)}} + L_{\mathrm{con}}(v, t)
+        + λ\,[E(t, v) + \tfrac1{10}\mathrm{aper}]_+ + 10\,[E(π(y_t), t) + \tfrac1{10}\mathrm{aper}]_+
+        + 7\,\frac{d(t, y_t)^2}{|y_t|^2} + 10\,\Bigl(\frac{|t|}{|y_t|} - 1\Bigr)^2;
 
     and of every image 20 [1 - r/R]₊² + 10 [r/R - 1.4]₊². Averaged over images and over captions. Held to its
     point, a concept's caption could not take up what its images have in common with others; held to its
@@ -250,10 +251,9 @@ def landing_loss(
         for depth, (level, pairing) in enumerate(zip(levels, batch.pairings, strict=True)):
             points, own = tree.points[depth].to(images.dtype) / unit, pairing.caption_ids
             captions = texts[pairing.row]
+            contrast = F.cross_entropy(space.logits(images, points), own)
             if depth == 0:
-                contrast = ContrastiveLoss()(images, captions, space=space, caption_ids=own)
-            else:
-                contrast = F.cross_entropy(space.logits(images, points), own)
+                contrast = contrast + ContrastiveLoss()(images, captions, space=space, caption_ids=own)
             terms[f"contrastive_{level}_loss"] = contrast
             # A caption that many images of the batch share counts once: rare labels must land as exactly as
             # frequent ones.
@@ -269,7 +269,7 @@ def landing_loss(
             if cones and depth == 0:
                 above = tree.points[1].to(images.dtype)[parent[label[there]]] / unit
                 rung = (told.norm(dim=-1) / goal.norm(dim=-1) - 1).square().mean()
-                landing = landing + 3 * _inside(space, above, told) + RADIUS_WEIGHT * rung
+                landing = landing + NEST_WEIGHT * _inside(space, above, told) + RADIUS_WEIGHT * rung
             elif cones:
                 aperture = tangent.half_aperture(points, c, tree.min_radius)
                 wrong = F.relu(aperture / 20 - space.outside(images, points))
