@@ -52,6 +52,13 @@ class RunConfig(Config):
     retain_batch: int | None = option(
         None, "other pairs in a batch (default: the method's)", low=1, metavar="N"
     )
+    views: int = option(
+        4,
+        "views kept of each image where the first layers stay, which so run once for all steps; with 0 every "
+        "step draws new ones, of all images, and takes several times as long",
+        low=0,
+        metavar="N",
+    )
     saliency: float = option(
         1.0,
         "move only this share of the weights, those that the forgotten depend on most",

@@ -8,6 +8,7 @@ the method's; here they are put together.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,7 +20,10 @@ from torch import Tensor, nn
 from riemann_unlearn.config import RunConfig
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.data import load as load_data
-from riemann_unlearn.evaluation import chance, evaluate
+from riemann_unlearn.evaluation import chance
+from riemann_unlearn.evaluation.api import quick_audit
+from riemann_unlearn.evaluation.features import warn_of_shared
+from riemann_unlearn.evaluation.subject import encode
 from riemann_unlearn.models import DualEncoder, list_models, save_model, state_of, unwrap
 from riemann_unlearn.models import load as load_model
 from riemann_unlearn.models.checkpoint import WEIGHTS_NAME, check_saveable
@@ -27,9 +31,11 @@ from riemann_unlearn.optim import RiemannianAdam
 from riemann_unlearn.registry import did_you_mean
 from riemann_unlearn.runs import METRICS_NAME, Clock, RunDirectory, Stateful, Unused, check_free
 from riemann_unlearn.training import Callback, Checkpoint, Driver, History, ProgressBar, Watch, as_device
+from riemann_unlearn.unlearning.kept import Fronts, keep
 from riemann_unlearn.unlearning.methods import METHODS, DirectMethod, GradientMethod, Method, create_method
-from riemann_unlearn.unlearning.problem import ForgetAndRetain, Problem, Step
+from riemann_unlearn.unlearning.problem import ForgetAndRetain, Kept, Problem, Step
 from riemann_unlearn.unlearning.saliency import Saliency, saliency_masks
+from riemann_unlearn.unlearning.split import NothingStays, SplitTower, Unsplittable
 
 CHECKPOINT_EVERY = 25
 """Steps between two checkpoints; one is also written when a run is interrupted."""
@@ -88,8 +94,8 @@ def unlearn(
         Told of every step, before the history is; see :class:`riemann_unlearn.training.Callback`.
     **options
         The other fields of :class:`riemann_unlearn.config.RunConfig`: ``settings`` (a mapping, settings of
-        a method given by name), ``seed``, ``forget_batch``, ``retain_batch``, ``saliency``, ``device``
-        (where the model is moved; a model object stays where it is by default).
+        a method given by name), ``seed``, ``forget_batch``, ``retain_batch``, ``views``, ``saliency``,
+        ``device`` (where the model is moved; a model object stays where it is by default).
 
     Returns
     -------
@@ -188,6 +194,10 @@ class _Run:
         self.clock, self.history = Clock(), History(directory, CHECKPOINT_EVERY)
         self.before: dict[str, Any] = {}
         """What was measured before anything moved; empty until then."""
+        self.fronts: Fronts | None = None
+        self.kept: Kept | None = None
+        # Features of the untouched model, until they have been measured.
+        self._untouched: tuple[Tensor, Tensor | None] | None = None
         self.applied = False
 
     def go(self, callbacks: Sequence[Callback], progress: bool) -> None:
@@ -212,22 +222,24 @@ class _Run:
             ProgressBar(f"{method.name}: forget {', '.join(self.config.forget)}", progress)
         )
         # A resumed run has it from its checkpoint: measured now, it would be of a model that forgot already.
-        self.before = self.before or self._evaluate()
+        self.before = self.before or self._evaluate(self._untouched)
+        self._untouched = None
         driver.run()
 
     def driver(self, method: GradientMethod, callbacks: Sequence[Callback] = ()) -> Driver:
         """What takes the steps of a method, from the first one on; ``callbacks`` hear before the history."""
         model, config = self.problem.model, self.config
-        # Made of the model as it is now, so before a checkpoint is read.
-        objective = method.objective(self.problem)
         moved = method.parameters(model)
+        # Made of the model as it is now, so before a checkpoint is read; so is the objective.
+        self._keep(moved)
+        objective = method.objective(self.problem)
         sizes = config.forget_batch or method.forget_batch, config.retain_batch or method.retain_batch
         masks = []
         if config.saliency < 1:
             # The same holds for the masks: a resumed run must move the weights that it moved before.
             masks.append(Saliency(moved, self._saliency(moved, sizes)))
         return Driver(
-            ForgetAndRetain(self.problem, *sizes, seed=config.seed),
+            ForgetAndRetain(self.problem, *sizes, seed=config.seed, kept=self.kept),
             objective,
             RiemannianAdam(moved, lr=method.learning_rate),
             parameters=moved,
@@ -238,6 +250,28 @@ class _Run:
             # caller's callbacks, which so see the weights as the step leaves them.
             callbacks=[Watch(model, _radii), *masks, *callbacks, self.history],
         )
+
+    def _keep(self, moved: Sequence[nn.Parameter]) -> None:
+        """Cut the image tower where it begins to move, and keep what reaches the cut."""
+        problem = self.problem
+        model, seen = problem.model, problem.dataset.seen
+        # Seven, whatever there are: a number that is seldom another size of a layer's.
+        images = model.preprocess(seen.images[torch.arange(7) % len(seen)])
+        try:
+            split = SplitTower(model.visual, moved, images)
+        except NothingStays:
+            return
+        except Unsplittable as reason:
+            warnings.warn(f"the image tower runs as a whole at every step: {reason}", stacklevel=2)
+            return
+        self.problem = problem = replace(problem, split=split)
+        known = None
+        if Fronts.fit(problem):
+            self.fronts = Fronts(problem)
+            self._untouched = self.fronts.features()
+            known = self.fronts.seen, self._untouched[0]
+        if self.config.views:
+            self.kept = keep(problem, split.width, self.config.views, self.config.seed, known)
 
     def _saliency(self, moved: Sequence[Tensor], sizes: tuple[int, int]) -> list[Tensor | None]:
         """The weights that matter most to the forgotten pairs, from one batch of its own."""
@@ -271,8 +305,14 @@ class _Run:
         if self.directory is not None:
             self.directory.save({"weights": weights, "run": self})
 
-    def _evaluate(self) -> dict[str, Any]:
-        return evaluate(self.problem.model, self.problem.dataset, forget=self.config.forget)
+    def _evaluate(self, features: tuple[Tensor, Tensor | None] | None = None) -> dict[str, Any]:
+        """What :func:`~riemann_unlearn.evaluation.evaluate` gives of the model as it is now."""
+        if features is None and self.fronts is not None:
+            features = self.fronts.features()
+        problem = self.problem
+        subject = encode(problem.model, problem.dataset, problem.selection, features=features)
+        warn_of_shared(subject.captions)
+        return quick_audit(subject)
 
     def metrics(self) -> dict[str, Any]:
         """The contents of ``metrics.json``."""
@@ -288,6 +328,7 @@ class _Run:
             "seconds": round(self.clock.seconds, 2),
             "steps": len(self.history.records),
             "settings": self.method.settings(),
+            "kept": None if self.kept is None else list(self.kept.fronts.shape),
             "saliency": self.config.saliency,
             "chance": chance(self.problem.taxonomy, self.problem.selection),
             "before": {name: part for name, part in before.items() if name not in aside},
