@@ -59,6 +59,15 @@ class RunConfig(Config):
         low=0,
         metavar="N",
     )
+    tolerance: float | None = option(
+        None,
+        "stop once, on an eighth of the seen images that is set aside, the forgotten are found at most so "
+        "much more often than by chance and the retained at most so much less often than before, 0.01 being "
+        "a point (default: take all steps)",
+        above=0,
+        high=1,
+        metavar="SHARE",
+    )
     saliency: float = option(
         1.0,
         "move only this share of the weights, those that the forgotten depend on most",

@@ -31,6 +31,7 @@ from riemann_unlearn.optim import RiemannianAdam
 from riemann_unlearn.registry import did_you_mean
 from riemann_unlearn.runs import METRICS_NAME, Clock, RunDirectory, Stateful, Unused, check_free
 from riemann_unlearn.training import Callback, Checkpoint, Driver, History, ProgressBar, Watch, as_device
+from riemann_unlearn.unlearning.bars import StopAtBars, set_aside
 from riemann_unlearn.unlearning.kept import Fronts, keep
 from riemann_unlearn.unlearning.methods import METHODS, DirectMethod, GradientMethod, Method, create_method
 from riemann_unlearn.unlearning.problem import ForgetAndRetain, Kept, Problem, Step
@@ -94,8 +95,8 @@ def unlearn(
         Told of every step, before the history is; see :class:`riemann_unlearn.training.Callback`.
     **options
         The other fields of :class:`riemann_unlearn.config.RunConfig`: ``settings`` (a mapping, settings of
-        a method given by name), ``seed``, ``forget_batch``, ``retain_batch``, ``views``, ``saliency``,
-        ``device`` (where the model is moved; a model object stays where it is by default).
+        a method given by name), ``seed``, ``forget_batch``, ``retain_batch``, ``views``, ``tolerance``,
+        ``saliency``, ``device`` (where the model is moved; a model object stays where it is by default).
 
     Returns
     -------
@@ -157,6 +158,8 @@ def unlearn(
         config = replace(config, model=_lasting(config.model))
     config = replace(config, data=dataset.name)
     problem = Problem(encoder.to(device).eval(), dataset, selection.to(device))
+    if config.tolerance is not None:
+        problem = replace(problem, aside=set_aside(problem, config.seed))
     if (reason := rules.unmet(problem)) is not None:
         raise ValueError(f"method {rules.name!r} cannot be used: {reason}")
     if directory is not None:
@@ -196,6 +199,7 @@ class _Run:
         """What was measured before anything moved; empty until then."""
         self.fronts: Fronts | None = None
         self.kept: Kept | None = None
+        self.bars: StopAtBars | None = None
         # Features of the untouched model, until they have been measured.
         self._untouched: tuple[Tensor, Tensor | None] | None = None
         self.applied = False
@@ -234,6 +238,8 @@ class _Run:
         self._keep(moved)
         objective = method.objective(self.problem)
         sizes = config.forget_batch or method.forget_batch, config.retain_batch or method.retain_batch
+        if self.problem.aside is not None and config.tolerance is not None:
+            self.bars = StopAtBars(self.problem, moved, self.problem.aside, config.tolerance)
         masks = []
         if config.saliency < 1:
             # The same holds for the masks: a resumed run must move the weights that it moved before.
@@ -248,7 +254,14 @@ class _Run:
             device=model.device,
             # The watch adds its figures to a step's record before the history keeps it; masks come before the
             # caller's callbacks, which so see the weights as the step leaves them.
-            callbacks=[Watch(model, _radii), *masks, *callbacks, self.history],
+            # The bars come before the history, whose checkpoint is then that of a run that has stopped.
+            callbacks=[
+                Watch(model, _radii),
+                *masks,
+                *callbacks,
+                *([] if self.bars is None else [self.bars]),
+                self.history,
+            ],
         )
 
     def _keep(self, moved: Sequence[nn.Parameter]) -> None:
@@ -329,6 +342,7 @@ class _Run:
             "steps": len(self.history.records),
             "settings": self.method.settings(),
             "kept": None if self.kept is None else list(self.kept.fronts.shape),
+            "stopped": None if self.bars is None else self.bars.stopped,
             "saliency": self.config.saliency,
             "chance": chance(self.problem.taxonomy, self.problem.selection),
             "before": {name: part for name, part in before.items() if name not in aside},

@@ -89,16 +89,15 @@ def keep(
     room = MOST_BYTES // (4 * width * views)
     if room < 2:
         return None
-    gone = problem.gone
-    forgotten, retained = gone.nonzero()[:, 0], (~gone).nonzero()[:, 0]
+    forgotten, retained = problem.pools
     forgotten = forgotten[torch.randperm(len(forgotten), generator=generator)[: room // 2]]
     count = min(RETAINED, room - len(forgotten), len(retained))
     near = 0
     if known is not None:
         near = count // 2
         # Stable: equal ones, such as copies of an image, stay in the order of the data.
-        nearest_first = _nearness(problem, known[1], gone).argsort(descending=True, stable=True)
-        retained = retained[nearest_first]
+        nearness = _nearness(problem, known[1], forgotten, retained)
+        retained = retained[nearness.argsort(descending=True, stable=True)]
     others = retained[near:]
     others = others[torch.randperm(len(others), generator=generator)[: count - near]]
     rows = torch.cat([forgotten, retained[:near], others])
@@ -111,15 +110,13 @@ def keep(
     return Kept(rows, fronts)
 
 
-def _nearness(problem: Problem, features: Tensor, gone: Tensor) -> Tensor:
+def _nearness(problem: Problem, features: Tensor, forgotten: Tensor, retained: Tensor) -> Tensor:
     """How similar each retained image is to the mean of the nearest concept that is to be forgotten."""
-    space, here = problem.space.detached(), gone.to(features.device)
-    concept = problem.dataset.seen.concept[gone].to(features.device)
-    present, own = torch.unique(concept, return_inverse=True)
-    means = space.mean(features[here], own, len(present))
-    return torch.cat(
-        [space.pairwise(some, means).amax(1) for some in torch.split(features[~here], CHUNK)]
-    ).cpu()
+    space = problem.space.detached()
+    present, own = torch.unique(problem.dataset.seen.concept[forgotten], return_inverse=True)
+    means = space.mean(features[forgotten.to(features.device)], own.to(features.device), len(present))
+    chunks = torch.split(features[retained.to(features.device)], CHUNK)
+    return torch.cat([space.pairwise(some, means).amax(1) for some in chunks]).cpu()
 
 
 @torch.no_grad()

@@ -34,6 +34,8 @@ class Problem:
     """On the model's device."""
     split: SplitTower | None = None
     """Where the image tower is cut, if a part of it stays whatever the method does."""
+    aside: Tensor | None = None
+    """Seen images that take no part in the run: bool, shape (N,), on the CPU."""
 
     @cached_property
     def tower(self) -> DualEncoder:
@@ -44,6 +46,12 @@ class Problem:
     def gone(self) -> Tensor:
         """Which seen images show something that is to be forgotten: bool, shape (N,), on the CPU."""
         return self.selection.concepts.cpu()[self.dataset.seen.concept]
+
+    @property
+    def pools(self) -> tuple[Tensor, Tensor]:
+        """Rows of the seen images to be forgotten and of those to be retained, without what is set aside."""
+        takes_part = torch.ones_like(self.gone) if self.aside is None else ~self.aside
+        return (self.gone & takes_part).nonzero()[:, 0], (~self.gone & takes_part).nonzero()[:, 0]
 
     def front(self, images: Any) -> Tensor:
         """What of images does not depend on what moves: preprocessed and, where there is a cut, up to it.
@@ -216,8 +224,11 @@ class ForgetAndRetain(RandomBatches):
         self.generator = torch.Generator().manual_seed(seed)
         # Images are drawn where they are stored, and drawn by a generator of the CPU: a seed means the same
         # batches on every device. With what was kept, places in it are drawn.
-        gone = problem.gone if kept is None else problem.gone[kept.rows]
-        self._pools = ((gone.nonzero()[:, 0], forget), ((~gone).nonzero()[:, 0], retain))
+        pools = problem.pools
+        if kept is not None:
+            gone = problem.gone[kept.rows]
+            pools = gone.nonzero()[:, 0], (~gone).nonzero()[:, 0]
+        self._pools = tuple(zip(pools, (forget, retain), strict=True))
 
     def draw(self, number: int) -> Step:
         """The step of a number, on the CPU; each kind without replacement."""
