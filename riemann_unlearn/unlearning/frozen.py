@@ -40,6 +40,8 @@ class FrozenCopy:
 
     def __init__(self, problem: Problem) -> None:
         self.model = copy.deepcopy(problem.tower).requires_grad_(False)
+        # The copy of a compiled tower would be compiled anew, for what it gives without gradients alone.
+        self.model.visual = getattr(self.model.visual, "_orig_mod", self.model.visual)
 
     @torch.no_grad()
     def image_features(self, step: Step) -> Tensor:
