@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import pytest
 import torch
 
 import riemann_unlearn as ru
-from benchmarks import cones, contrastive, hac_step, loop_step, topk, tree, unlearning
+from benchmarks import cones, contrastive, gone, hac_step, loop_step, topk, tree, unlearning
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.models import DualEncoder
+from riemann_unlearn.unlearning.methods import create_method
 from riemann_unlearn.unlearning.methods.hac import HAC
 from riemann_unlearn.unlearning.methods.retrain import Retrain
 from tests.unlearning.test_methods import problem, step
@@ -141,3 +144,105 @@ def test_what_a_tree_holds_is_counted(world: Dataset) -> None:
     points = (0.5 * names, torch.zeros(4, 8), torch.zeros(2, 8))
     own, wrong, anyone = tree.rows(world.taxonomy, tree.Tree(points, 0.1))[0][4:]
     assert (own, wrong, anyone) == ("100.0", f"{100 * 2 / 8 / 7:.2f}", "25.0")
+
+
+def gone_row(forget: Sequence[str], method: str, found: float, settings: Any = None) -> dict[str, Any]:
+    """A line of the benchmark: everything is found as often, captions find nothing."""
+    retain = {"accuracy": 0.9, "recall_at_1": 0.8}
+    images = 20 * len(forget)
+    part = {"forget": {"accuracy": 0.0, "images": images}, "retain": retain}
+    return {
+        "model": "meru-emoji",
+        "method": method,
+        "settings": settings or {},
+        "forget": list(forget),
+        "seed": 0,
+        "seconds": 7.0,
+        "chance": {"zero_shot": {"accuracy": 0.01}},
+        "audit": {
+            "zero_shot": {"seen": part, "heldout": part},
+            "recovery": {
+                **{name: {"recall": found} for name in ("linear_probe", "knn", "prototype")},
+                "images": images,
+            },
+            "relearning": {"shots": [0, 16], "accuracy": [found, found], "images": images},
+            "membership": {"class_membership": {"auc": [found], "members": 999, "nonmembers": images}},
+        },
+    }
+
+
+def test_the_tables_of_gone_are_of_all_ten_concepts() -> None:
+    assert [len(group) for group in gone.groups(4)] == [4, 4, 2]
+    method = asdict(create_method("tilt", {"steps": 7}))
+    rows = [
+        gone_row(group, name, found, settings)
+        for group in gone.groups(5)
+        for name, found, settings in (("before", 0.9, None), ("oracle", 0.2, None), ("tilt", 0.4, method))
+    ]
+    text = gone.tables(rows)
+    assert "**meru-emoji, 5 at a time" in text
+    line = next(line for line in text.splitlines() if line.startswith("| tilt (steps 7) | 0 | 200 |"))
+    assert line.endswith("| hidden |")
+    assert "| 0.0 [0, 2] (0.0) | 40.0 [33, 47] (20.0) |" in line
+    assert "| tilt (steps 7) | 0 | +20.0 [+20, +20] |" in text
+    assert "| 90.0 → 90.0 | 80.0 → 80.0 | 90.0 → 90.0 | 80.0 → 80.0 | 7 |" in text
+    # Half of the concepts is no line; without an oracle the verdict is open.
+    assert gone.tables(rows[:3]) == ""
+    open_ = gone.tables([row for row in rows if row["method"] != "oracle"])
+    assert "| cannot say |" in open_
+
+
+def test_one_oracle_has_seen_none_of_the_ten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: Dataset, meru: DualEncoder
+) -> None:
+    made: list[dict[str, Any]] = []
+
+    def run(**asked: Any) -> None:
+        made.append(asked)
+        if len(made) == 1:
+            asked["output"].mkdir(parents=True)
+            (asked["output"] / "config.yaml").touch()
+            raise KeyboardInterrupt
+        (asked["output"] / "metrics.json").write_text(json.dumps({"seconds": 5.0, "steps": 0}))
+
+    audits: list[list[str]] = []
+
+    def audit(models: Any, data: Dataset, selection: Any, **options: Any) -> dict[str, Any]:
+        assert options["measures"] == gone.MEASURES
+        audits.append(list(models))
+        return {**{name: {"after": 1} for name in gone.MEASURES}, "chance": {}}
+
+    monkeypatch.setattr(ru, "unlearn", run)
+    monkeypatch.setattr(ru, "load", lambda name: meru)
+    monkeypatch.setattr(ru.data, "load", lambda name: world)
+    monkeypatch.setattr("riemann_unlearn.evaluation.full_audit", audit)
+    monkeypatch.setattr(gone, "CONCEPTS", ("food-fruit", "owl"))
+    asked = {"model": "m", "method": "oracle", "settings": {}, "forget": ["owl"], "seed": 3}
+    with pytest.raises(KeyboardInterrupt):
+        gone._audited(asked, tmp_path)
+    for _ in range(2):  # the second time it is there
+        row = gone._audited(asked, tmp_path)
+    assert [(one["method"], one["forget"], one["seed"], one["resume"]) for one in made] == [
+        ("retrain", ["food-fruit", "owl"], 3, False),
+        ("retrain", ["food-fruit", "owl"], 3, True),
+    ]
+    assert (row["method"], row["forget"], row["seconds"]) == ("oracle", ["owl"], 5.0)
+    assert row["audit"] == dict.fromkeys(gone.MEASURES, 1)
+    before = gone._audited({**asked, "method": "before"}, tmp_path)
+    assert len(made) == 2
+    assert "seconds" not in before
+    assert audits == [["after"]] * 3
+
+
+def test_gone_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def audited(run: dict[str, Any], cache: Path) -> dict[str, Any]:
+        made.append((run["method"], len(run["forget"])))
+        return {**gone_row(run["forget"], run["method"], 0.3, run["settings"]), **run}
+
+    monkeypatch.setattr(gone, "_audited", audited)
+    arguments = ["--methods", "tilt", "--counts", "10", "--output", str(tmp_path / "rows.jsonl")]
+    for more in ([], [], ["--set", "steps=7"], ["--table"]):
+        assert gone.main([*arguments, *more]) == 0
+    assert made == [("before", 10), ("tilt", 10), ("oracle", 10), ("tilt", 10)]

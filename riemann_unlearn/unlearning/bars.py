@@ -8,6 +8,7 @@ one tolerance. The first time that all of it holds, the run has taken its last s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from riemann_unlearn.evaluation.features import Captions, encode_captions
 from riemann_unlearn.evaluation.measures.zero_shot import ZeroShot
 from riemann_unlearn.evaluation.subject import SEEN, Part, Subject
 from riemann_unlearn.training import Callback, Driver
+from riemann_unlearn.training.towers import WHOLE
 from riemann_unlearn.unlearning.problem import Problem
 
 EVERY = 25
@@ -74,10 +76,10 @@ class StopAtBars(Callback):
     def __init__(
         self, problem: Problem, moved: Sequence[nn.Parameter], aside: Tensor, tolerance: float
     ) -> None:
-        self.problem = problem
+        # An evaluation is in float32, in whichever precision the steps are.
+        self.problem = problem = replace(problem, towers=WHOLE)
         self._samples = problem.dataset.seen.subset(aside)
-        with torch.no_grad():
-            self._front = problem.front(self._samples.images[torch.arange(len(self._samples))])
+        self._front = problem.front(self._samples.images[torch.arange(len(self._samples))])
         self._captions: tuple[Captions, ...] | None = None
         if not set(moved).intersection(problem.model.text.parameters()):
             self._captions = self._encode()

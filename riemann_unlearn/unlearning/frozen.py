@@ -46,4 +46,4 @@ class FrozenCopy:
     @torch.no_grad()
     def image_features(self, step: Step) -> Tensor:
         """What :attr:`Step.image_features` was when the copy was made, shape (B, D)."""
-        return self.model.encode_image(step.front)
+        return step.encode_images(self.model)

@@ -7,6 +7,8 @@ and after go on from there; :func:`keep` makes those of a few random views of so
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from riemann_unlearn.data import Samples
 from riemann_unlearn.data.augment import random_view
 from riemann_unlearn.evaluation.features import CHUNK, IMAGES
 from riemann_unlearn.models import evaluating
+from riemann_unlearn.training.towers import WHOLE
 from riemann_unlearn.unlearning.problem import Kept, Problem
 
 MOST_BYTES = 2**29
@@ -32,7 +35,8 @@ class Fronts:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+        # An evaluation is in float32, in whichever precision the steps are.
+        self.problem = problem = replace(problem, towers=WHOLE)
         dataset = problem.dataset
         self.seen = _fronts(problem, dataset.seen)
         self.heldout = None if dataset.heldout is None else _fronts(problem, dataset.heldout)

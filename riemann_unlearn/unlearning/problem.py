@@ -21,6 +21,7 @@ from riemann_unlearn.losses import functional
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.spaces import Space
 from riemann_unlearn.training import RandomBatches
+from riemann_unlearn.training.towers import WHOLE, Towers
 from riemann_unlearn.unlearning.split import SplitTower, with_tower
 
 
@@ -32,6 +33,8 @@ class Problem:
     dataset: Dataset
     selection: Selection
     """On the model's device."""
+    towers: Towers = WHOLE
+    """How the model's towers are run on a batch."""
     split: SplitTower | None = None
     """Where the image tower is cut, if a part of it stays whatever the method does."""
     aside: Tensor | None = None
@@ -65,8 +68,7 @@ class Problem:
         if self.split is None:
             return shown
         with torch.no_grad():
-            front: Tensor = self.split.front(shown)
-        return front
+            return self.towers.run(self.model, self.split.front, shown)
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -114,6 +116,16 @@ class Step:
         """In which features are compared, as the model's parameters are now."""
         return self.problem.space
 
+    def encode_images(self, model: DualEncoder) -> Tensor:
+        """What an image tower emits for the batch, run as the problem's towers are, shape (B, D).
+
+        Parameters
+        ----------
+        model : DualEncoder
+            :attr:`Problem.tower`, or a copy of it.
+        """
+        return self.problem.towers.run(model, model.encode_image, self.front)
+
     @cached_property
     def front(self) -> Tensor:
         """What of the batch's images does not depend on what moves; see :meth:`Problem.front`."""
@@ -122,13 +134,13 @@ class Step:
     @cached_property
     def image_features(self) -> Tensor:
         """What the image tower emits for the batch, shape (B, D)."""
-        return self.problem.tower.encode_image(self.front)
+        return self.encode_images(self.problem.tower)
 
     @cached_property
     def text_features(self) -> tuple[Tensor, ...]:
         """By level, the features of each image's caption at that level, shape (B, D)."""
         # Each text is encoded once, and its features go to every image that it belongs to.
-        texts = self.model.encode_text(self.model.tokenize(self.batch.texts))
+        texts = self.problem.towers.texts(self.model, self.batch.texts)
         return tuple(texts[pairing.row] for pairing in self.batch.pairings)
 
     @cached_property

@@ -32,7 +32,13 @@ def problem(world: Dataset) -> Problem:
 
 
 def run(world: Dataset, model: DualEncoder | None = None, **options: Any) -> UnlearningResult:
-    options = {"method": METHOD, "forget_batch": 3, "retain_batch": 5, "progress": False} | options
+    options = {
+        "method": METHOD,
+        "views": 4,
+        "forget_batch": 3,
+        "retain_batch": 5,
+        "progress": False,
+    } | options
     return ru.unlearn(make_model("MERU") if model is None else model, world, forget="food-fruit", **options)
 
 
