@@ -28,7 +28,7 @@ def problem(world: Dataset) -> Problem:
     model = make_model("MERU")
     images = model.preprocess(world.seen.images[torch.arange(7)])
     split = SplitTower(model.visual, METHOD.parameters(model), images)
-    return Problem(model, world, world.taxonomy.select(["food-fruit"]), split)
+    return Problem(model, world, world.taxonomy.select(["food-fruit"]), split=split)
 
 
 def run(world: Dataset, model: DualEncoder | None = None, **options: Any) -> UnlearningResult:
