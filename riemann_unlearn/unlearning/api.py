@@ -24,9 +24,10 @@ from riemann_unlearn.evaluation import chance
 from riemann_unlearn.evaluation.api import quick_audit
 from riemann_unlearn.evaluation.features import warn_of_shared
 from riemann_unlearn.evaluation.subject import encode
-from riemann_unlearn.models import DualEncoder, list_models, save_model, state_of, unwrap
+from riemann_unlearn.models import DualEncoder, save_model, state_of, unwrap
 from riemann_unlearn.models import load as load_model
-from riemann_unlearn.models.checkpoint import WEIGHTS_NAME, check_saveable
+from riemann_unlearn.models.checkpoint import check_saveable
+from riemann_unlearn.models.origins import WEIGHTS_NAME, lasting
 from riemann_unlearn.optim import RiemannianAdam
 from riemann_unlearn.registry import did_you_mean
 from riemann_unlearn.runs import METRICS_NAME, Clock, RunDirectory, Stateful, Unused, check_free
@@ -44,6 +45,8 @@ from riemann_unlearn.training import (
 from riemann_unlearn.unlearning.bars import StopAtBars, set_aside
 from riemann_unlearn.unlearning.kept import Fronts, keep
 from riemann_unlearn.unlearning.methods import METHODS, DirectMethod, GradientMethod, Method, create_method
+from riemann_unlearn.unlearning.methods.base import Objective
+from riemann_unlearn.unlearning.moving import moving
 from riemann_unlearn.unlearning.problem import ForgetAndRetain, Kept, Problem, Step
 from riemann_unlearn.unlearning.saliency import Saliency, saliency_masks
 from riemann_unlearn.unlearning.split import NothingStays, SplitTower, Unsplittable
@@ -106,8 +109,8 @@ def unlearn(
     **options
         The other fields of :class:`riemann_unlearn.config.RunConfig`: ``settings`` (a mapping, settings of
         a method given by name), ``seed``, ``forget_batch``, ``retain_batch``, ``views``, ``tolerance``,
-        ``saliency``, ``device`` (where the model is moved; a model object stays where it is by default),
-        ``precision``, ``micro_batch``, ``grad_checkpointing``, ``compile``.
+        ``train`` (which weights move), ``saliency``, ``device`` (where the model is moved; a model object
+        stays where it is by default), ``precision``, ``micro_batch``, ``grad_checkpointing``, ``compile``.
 
     Returns
     -------
@@ -166,7 +169,7 @@ def unlearn(
     if encoder is None:
         encoder = load_model(config.model)
         # After loading, whose errors name the model as it was asked for.
-        config = replace(config, model=_lasting(config.model))
+        config = replace(config, model=lasting(config.model))
     config = replace(config, data=dataset.name)
     towers = Towers(config.precision, config.micro_batch)
     problem = Problem(encoder.to(device).eval(), dataset, selection.to(device), towers)
@@ -174,6 +177,7 @@ def unlearn(
         problem = replace(problem, aside=set_aside(problem, config.seed))
     if (reason := rules.unmet(problem)) is not None:
         raise ValueError(f"method {rules.name!r} cannot be used: {reason}")
+    _check_moving(encoder, rules, config.train)
     if directory is not None:
         _check_same(directory, config)
     elif output is not None:
@@ -230,27 +234,45 @@ class _Run:
             )
 
     def _take_steps(self, method: GradientMethod, callbacks: Sequence[Callback], progress: bool) -> None:
-        driver = self.driver(method, callbacks)
+        # Of the model as it is now: before a checkpoint is read, and before anything is put on its layers.
+        model, train = self.problem.model, self.config.train
+        parameters = method.parameters(model)
+        # Corrections are put on any of the method's matrices, so that the tower is cut before all of these.
+        with moving(model, parameters, "all" if train.startswith("lora:") else train) as may_move:
+            self._keep(may_move)
+        objective = method.objective(self.problem)
+        with moving(model, parameters, train) as moved:
+            self._drive(self.driver(method, callbacks, objective=objective, moved=moved), progress)
+
+    def _drive(self, driver: Driver, progress: bool) -> None:
         parts: dict[str, Stateful] = {"weights": _Weights(self.problem.model), "run": self}
         if self.directory is not None:
             # Behind the history, so that a checkpoint holds the record of the step that it is written after.
             driver.callbacks.append(Checkpoint(self.directory, parts, CHECKPOINT_EVERY))
             self.directory.restore({"driver": driver, **parts})
         driver.callbacks.append(
-            ProgressBar(f"{method.name}: forget {', '.join(self.config.forget)}", progress)
+            ProgressBar(f"{self.method.name}: forget {', '.join(self.config.forget)}", progress)
         )
         # A resumed run has it from its checkpoint: measured now, it would be of a model that forgot already.
         self.before = self.before or self._evaluate(self._untouched)
         self._untouched = None
         driver.run()
 
-    def driver(self, method: GradientMethod, callbacks: Sequence[Callback] = ()) -> Driver:
-        """What takes the steps of a method, from the first one on; ``callbacks`` hear before the history."""
+    def driver(
+        self,
+        method: GradientMethod,
+        callbacks: Sequence[Callback] = (),
+        *,
+        objective: Objective | None = None,
+        moved: Sequence[nn.Parameter] | None = None,
+    ) -> Driver:
+        """What takes the steps of a method, from the first one on; ``callbacks`` hear before the history.
+
+        What is descended and what moves are the method's, unless they were made before.
+        """
         model, config = self.problem.model, self.config
-        moved = method.parameters(model)
-        # Made of the model as it is now, so before a checkpoint is read; so is the objective.
-        self._keep(moved)
-        objective = method.objective(self.problem)
+        objective = method.objective(self.problem) if objective is None else objective
+        moved = method.parameters(model) if moved is None else moved
         sizes = config.forget_batch or method.forget_batch, config.retain_batch or method.retain_batch
         if self.problem.aside is not None and config.tolerance is not None:
             self.bars = StopAtBars(self.problem, moved, self.problem.aside, config.tolerance)
@@ -365,6 +387,7 @@ class _Run:
             "kept": None if self.kept is None else list(self.kept.fronts.shape),
             "stopped": None if self.bars is None else self.bars.stopped,
             "saliency": self.config.saliency,
+            "train": self.config.train,
             "chance": chance(self.problem.taxonomy, self.problem.selection),
             "before": {name: part for name, part in before.items() if name not in aside},
             "after": {name: part for name, part in after.items() if name not in aside},
@@ -438,6 +461,18 @@ def _check_seen(dataset: Dataset, forget: Sequence[str]) -> None:
         )
 
 
+def _check_moving(model: DualEncoder, method: Method, train: str) -> None:
+    """Refuse a choice of weights by which a method would move none."""
+    if isinstance(method, GradientMethod):
+        with moving(model, method.parameters(model), train):
+            pass  # what cannot be chosen is refused on the way in, and nothing is changed
+    elif train != "all":
+        raise ValueError(
+            f"train={train!r} chooses among the weights that steps move, and method {method.name!r} takes no "
+            "steps; leave train out"
+        )
+
+
 def _check_method(directory: RunDirectory, method: object) -> None:
     """Refuse to go on by name with a method that has no name here."""
     name = directory.config.get("method")
@@ -466,9 +501,3 @@ def _check_same(directory: RunDirectory, config: RunConfig) -> None:
                 f"{directory.folder} holds a run with another configuration: {name} is {saved.get(name)!r} "
                 f"there, and {value!r} was asked for"
             )
-
-
-def _lasting(model: str) -> str:
-    """A model's name as it is, a path so that it is found from any folder."""
-    named = model in {info.name for info in list_models()}
-    return model if named else str(Path(model).expanduser().resolve())

@@ -143,6 +143,14 @@ class TestARun:
         assert [result.metrics["kept"] is None for result in results] == [True, False, False]
         assert len({result.history[-1]["loss"] for result in results}) == 3
 
+    @pytest.mark.parametrize("train", ["last-1", "lora:2"])
+    def test_what_is_trained_may_be_less_than_what_the_method_moves(self, train: str, world: Dataset) -> None:
+        result = run(world, train=train)
+        after = ru.evaluate(result.model, world, forget="food-fruit")
+        assert result.metrics["kept"] is not None
+        assert result.metrics["audit"]["after"] == after["audit"]
+        assert any(record["loss"] != result.history[0]["loss"] for record in result.history)
+
     def test_an_interrupted_run_ends_where_it_would_have(self, world: Dataset, tmp_path: Path) -> None:
         whole = run(world)
         with pytest.raises(ru.unlearning.Interrupted):

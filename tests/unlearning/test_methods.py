@@ -136,10 +136,17 @@ def test_ac_compares_as_the_model_does_or_by_cosine(meru: DualEncoder, world: Da
     task = problem(meru, world)
     cosine = Cosine(scale=meru.space.scale)
     for settings, space in (({}, meru.space), ({"cosine": 1}, cosine)):
-        expected = step(task).calibrate(AlignmentCalibration(epsilon=0.3), space)
+        expected = step(task).calibrate(AlignmentCalibration(), space)
         found = terms("ac", task, settings)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
+@pytest.mark.parametrize("name", ["hac", "ac"])
+def test_settings_of_another_unit_are_not_misread(name: str) -> None:
+    """Those from before the weights were in logits, every file of which has epsilon."""
+    with pytest.raises(ValueError, match="no setting 'epsilon' any more: alpha and beta are in logits now"):
+        create_method(name, {"epsilon": 1.0, "alpha": 1.0, "beta": 1.0, "gamma": 0.01})
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "gamma", "omega", "eta", "entailment_weight"])

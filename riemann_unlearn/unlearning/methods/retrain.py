@@ -11,7 +11,7 @@ from typing import ClassVar
 from riemann_unlearn.evaluation import zero_shot
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.models import load as load_model
-from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
+from riemann_unlearn.models.origins import WEIGHTS_NAME
 from riemann_unlearn.runs import CHECKPOINT_NAME
 from riemann_unlearn.training import TrainConfig, train
 from riemann_unlearn.unlearning.methods.base import DirectMethod, setting
