@@ -82,6 +82,22 @@ class RunConfig(Config):
     retain_batch: int | None = option(
         None, "other pairs in a batch (default: the method's)", low=1, metavar="N"
     )
+    views: int = option(
+        0,
+        "views kept of each image where the first layers stay, which so run once for all steps; with 0 every "
+        "step draws new ones, of all images, and takes several times as long",
+        low=0,
+        metavar="N",
+    )
+    tolerance: float | None = option(
+        None,
+        "stop once, on an eighth of the seen images that is set aside, the forgotten are found at most so "
+        "much more often than by chance and the retained at most so much less often than before, 0.01 being "
+        "a point (default: take all steps)",
+        above=0,
+        high=1,
+        metavar="SHARE",
+    )
     train: str = option(
         "all",
         "which of the weights that the method moves: all, a tower's, those of each tower's last N blocks, or "
