@@ -37,7 +37,7 @@ class Batch:
     """Images with their captions."""
 
     images: Tensor
-    """float32 in [0, 1], shape (B, 3, H, W)."""
+    """float32 in [0, 1], shape (B, 3, H, W); or what a run has kept of them, shape (B, K)."""
     texts: list[str]
     pairings: tuple[Pairing, ...]
     """One for each level of the taxonomy, from specific to general."""
