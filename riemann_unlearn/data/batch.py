@@ -7,7 +7,7 @@ across levels they are: contrasting the apple against "food fruit" would be a fa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +58,13 @@ class Batch:
         )
 
 
+def _images(samples: Samples, indices: Tensor) -> Tensor | Iterator[Tensor]:
+    """The images at ``indices``; those that are decoded when asked for one by one, to be made small."""
+    if isinstance(samples.images, Tensor):
+        return samples.images[indices]
+    return (image for row in indices[:, None] for image in samples.images[row])
+
+
 def make_batch(
     samples: Samples,
     indices: Tensor,
@@ -93,5 +100,5 @@ def make_batch(
         # Before the texts grow: these rows are counted from the end of those that are there.
         pairings.append(Pairing(len(texts) + row, ids))
         texts += [level.captions[i] for i in distinct.tolist()]
-    images = random_view(samples.images[indices], size, generator, fit=fit)
+    images = random_view(_images(samples, indices), size, generator, fit=fit)
     return Batch(images, texts, tuple(pairings), indices)

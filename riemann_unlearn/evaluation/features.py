@@ -16,6 +16,9 @@ from riemann_unlearn.spaces import Space
 CHUNK = 512
 """Images or texts encoded and ranked at a time; bounds the memory and has no effect on the result."""
 
+DECODED = 16
+"""Images of any size that are decoded at a time."""
+
 
 @torch.no_grad()
 def encode_images(model: DualEncoder, images: Any) -> Tensor:
@@ -31,9 +34,18 @@ def encode_images(model: DualEncoder, images: Any) -> Tensor:
     # Whatever mode the model is in: dropout or moving batch statistics would make a figure of chance.
     with evaluating(model):
         for rows in torch.split(torch.arange(len(images)), CHUNK):
-            some = [images[row] for row in rows.tolist()] if isinstance(images, list) else images[rows]
-            chunks.append(model.encode_image(model.preprocess(some)))
+            chunks.append(model.encode_image(_prepared(model, images, rows)))
     return torch.cat(chunks)
+
+
+def _prepared(model: DualEncoder, images: Any, rows: Tensor) -> Tensor:
+    """The images at ``rows`` as the tower takes them."""
+    if isinstance(images, Tensor):
+        return model.preprocess(images[rows])
+    if isinstance(images, list):
+        return model.preprocess([images[row] for row in rows.tolist()])
+    # Decoded and made small a few at a time: a chunk of photographs at their own sizes is gigabytes.
+    return torch.cat([model.preprocess(images[some]) for some in torch.split(rows, DECODED)])
 
 
 def encode_texts(model: DualEncoder, texts: Sequence[str]) -> Tensor:

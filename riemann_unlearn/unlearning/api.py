@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from riemann_unlearn.config import RunConfig
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.data import load as load_data
+from riemann_unlearn.data.queries import lasting
 from riemann_unlearn.evaluation import chance, evaluate
 from riemann_unlearn.models import DualEncoder, list_models, save_model, state_of, unwrap
 from riemann_unlearn.models import load as load_model
@@ -27,6 +28,7 @@ from riemann_unlearn.optim import RiemannianAdam
 from riemann_unlearn.registry import did_you_mean
 from riemann_unlearn.runs import METRICS_NAME, Clock, RunDirectory, Stateful, Unused, check_free
 from riemann_unlearn.training import Callback, Checkpoint, Driver, History, ProgressBar, Watch, as_device
+from riemann_unlearn.unlearning.checks import check_seen, warn_of_captions, warn_of_look_alikes
 from riemann_unlearn.unlearning.methods import METHODS, DirectMethod, GradientMethod, Method, create_method
 from riemann_unlearn.unlearning.problem import ForgetAndRetain, Problem, Step
 from riemann_unlearn.unlearning.saliency import Saliency, saliency_masks
@@ -75,7 +77,8 @@ def unlearn(
     data : str, Path or Dataset
         A dataset's name, a folder, or a dataset.
     forget : str or sequence of str
-        Labels of any level of the data's taxonomy.
+        Labels of any level of the data's taxonomy, queries over captions (``/dog|cat/``, ``words:red sofa``),
+        an image's id, or a list of such as ``@FILE``; see :meth:`riemann_unlearn.data.Dataset.select`.
     method : str, class or Method
         A name from :func:`riemann_unlearn.list_methods`, or a method, registered or not: ``Tilt(steps=5)``.
     output : str, Path or Unused, optional
@@ -143,16 +146,18 @@ def unlearn(
     )
     device = as_device(config.device)
     dataset = load_data(data)
-    selection = dataset.taxonomy.select(config.forget)
-    _check_seen(dataset, config.forget)
+    selection = dataset.select(config.forget)
+    check_seen(dataset, config.forget)
     if encoder is None:
         encoder = load_model(config.model)
         # After loading, whose errors name the model as it was asked for.
         config = replace(config, model=_lasting(config.model))
-    config = replace(config, data=dataset.name)
+    config = replace(config, data=dataset.name, forget=tuple(map(lasting, config.forget)))
     problem = Problem(encoder.to(device).eval(), dataset, selection.to(device))
     if (reason := rules.unmet(problem)) is not None:
         raise ValueError(f"method {rules.name!r} cannot be used: {reason}")
+    warn_of_look_alikes(dataset, selection)
+    warn_of_captions(encoder, dataset, selection)
     if directory is not None:
         _check_same(directory, config)
     elif output is not None:
@@ -344,22 +349,6 @@ def _radii(step: Step) -> tuple[str, Tensor, Tensor] | None:
         return None
     vectors, c = step.space.tangents(step.image_features)
     return "image_features", vectors, torch.as_tensor(c)
-
-
-def _check_seen(dataset: Dataset, forget: Sequence[str]) -> None:
-    """Refuse what no seen image shows, and what all of them show."""
-    concept = dataset.seen.concept
-    gone = dataset.taxonomy.select(forget).concepts[concept]
-    for query in forget:
-        if not dataset.taxonomy.select([query]).concepts[concept].any():
-            raise ValueError(
-                f"no seen image shows {query!r}, so there is nothing to forget it by; held-out images take "
-                "no part in a run. Leave it out, or give images of it among the seen ones"
-            )
-    if gone.all():
-        raise ValueError(
-            "every seen image shows something that is to be forgotten; nothing would be left to retain"
-        )
 
 
 def _check_method(directory: RunDirectory, method: object) -> None:

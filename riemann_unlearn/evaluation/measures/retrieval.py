@@ -51,16 +51,17 @@ class Retrieval(Measure):
         # Only names that have images: of the others no image could be the right one.
         present, own = torch.unique(part.concept, return_inverse=True)
         text_rank = _ranks_of_texts(space, part.features, names.features[present], own)
+        images = subject.images_of(part)
         return {
             group: {
-                f"{direction}_at_{k}": share((rank < k)[(mask & ~names.shared)[concept]])
-                for direction, rank, concept in (
-                    ("image_to_text", image_rank, part.concept),
-                    ("text_to_image", text_rank, present),
+                f"{direction}_at_{k}": share((rank < k)[mask & ~names.shared[concept]])
+                for direction, rank, mask, concept in (
+                    ("image_to_text", image_rank, images[group], part.concept),
+                    ("text_to_image", text_rank, concepts[present], present),
                 )
                 for k in AT
             }
-            for group, mask in subject.groups.items()
+            for group, concepts in subject.groups.items()
         }
 
     def rows(self, value: Any) -> dict[str, str]:

@@ -39,7 +39,7 @@ class Retrain(DirectMethod):
     def apply(self, problem: Problem, *, seed: int, folder: Path | None, progress: bool) -> None:
         """Train, and take over the weights; a training in ``folder`` is gone on with."""
         model, dataset = problem.model, problem.dataset
-        retained = ~problem.selection.concepts.cpu()[dataset.seen.concept]
+        retained = ~dataset.seen.chosen(problem.selection)
         config = TrainConfig(
             data=dataset.name,
             epochs=self.epochs,
