@@ -90,7 +90,7 @@ class TrainConfig(Config):
 
     example: ClassVar[str] = "epochs: 100"
 
-    data: str = option("emoji", "bundled dataset or folder of shards")
+    data: str = option("emoji", "bundled dataset, or a folder or file; see 'riemann-unlearn list sources'")
     start: str | None = option(
         None, "model whose weights to begin with (default: fresh ones)", metavar="MODEL"
     )
