@@ -9,12 +9,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from riemann_unlearn.options import Config, option
 
 SEED_LIMIT = 2**63 - 1
 """The largest seed: ``torch.Generator`` takes what fits a signed 64-bit integer."""
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+"""What towers can be computed in."""
+
+# What a run and a training are asked in the same words.
+_precision = partial(
+    option,
+    "float32",
+    "of the towers (bfloat16, float16: autocast); the geometry is always float32 or more",
+    choices=PRECISIONS,
+)
+_micro_batch = partial(
+    option,
+    None,
+    "images, and texts, that a tower is run on at a time: less memory for one more forward pass, and the "
+    "same loss and gradient (default: the whole batch)",
+    low=1,
+    metavar="N",
+)
+_grad_checkpointing = partial(
+    option, False, "keep a tower's activations at its blocks' borders only, and make the others twice"
+)
+_compile = partial(option, False, "compile the towers by torch.compile")
+_device = partial(option, "cpu", "where to compute, such as cuda", metavar="DEVICE")
+
+HOW = frozenset({"device", "micro_batch", "grad_checkpointing", "compile"})
+"""Options that say how a result is computed and not which: a run may be resumed with others."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +88,11 @@ class RunConfig(Config):
         high=1,
         metavar="SHARE",
     )
-    device: str = option("cpu", "where to compute, such as cuda", metavar="DEVICE")
+    device: str = _device()
+    precision: str = _precision()
+    micro_batch: int | None = _micro_batch()
+    grad_checkpointing: bool = _grad_checkpointing()
+    compile: bool = _compile()
 
 
 @dataclass(frozen=True)
@@ -113,11 +145,7 @@ class TrainConfig(Config):
     warmup_epochs: float = option(2.0, "epochs in which the learning rate rises", low=0, metavar="N")
     entailment_weight: float = option(0.2, "λ, for a space with cones; 0.2 is MERU's", low=0, metavar="λ")
     gradient_clip: float = option(1.0, "largest norm of a gradient", above=0, metavar="NORM")
-    precision: str = option(
-        "float32",
-        "of the towers (bfloat16: autocast); the geometry is always float32",
-        choices=("float32", "bfloat16"),
-    )
+    precision: str = _precision()
     group: int = option(
         8,
         "every other epoch, so many images of one class go into a batch together: what is alike is told "
@@ -127,7 +155,10 @@ class TrainConfig(Config):
     )
     evaluate_every: int = option(10, "epochs between two evaluations", low=1, metavar="N")
     seed: int = option(0, "decides weights, batches and views", low=0, high=SEED_LIMIT, metavar="N")
-    device: str = option("cpu", "where to compute, such as cuda", metavar="DEVICE")
+    device: str = _device()
+    micro_batch: int | None = _micro_batch()
+    grad_checkpointing: bool = _grad_checkpointing()
+    compile: bool = _compile()
 
 
 @dataclass(frozen=True)
@@ -160,4 +191,4 @@ class EvaluateConfig(Config):
         flag="--measure",
     )
     seed: int = option(0, "of a full audit", low=0, high=SEED_LIMIT, metavar="N")
-    device: str = option("cpu", "where to compute, such as cuda", metavar="DEVICE")
+    device: str = _device()

@@ -82,7 +82,7 @@ def test_what_a_file_cannot_say_is_one_sentence(content: str, message: str, tmp_
     [
         ('epochs: "2"', "epochs must be a whole number, at least 1, got '2'; write it without quotes"),
         ("epoch: 3", "unknown key 'epoch'; did you mean 'epochs'?"),
-        ("precision: int8", "precision must be one of float32, bfloat16, got 'int8'"),
+        ("precision: int8", "precision must be one of float32, bfloat16, float16, got 'int8'"),
         ("learning_rate: 0", "learning_rate must be a number above 0, got 0"),
         ("weight_decay: -0.1", "weight_decay must be a number, at least 0, got -0.1"),
     ],

@@ -3,6 +3,7 @@
 from riemann_unlearn.config import TrainConfig
 from riemann_unlearn.training.callbacks import Checkpoint, Clamp, History, ProgressBar, Watch
 from riemann_unlearn.training.driver import Batches, Callback, Driver, RandomBatches, as_device
+from riemann_unlearn.training.towers import Towers, prepare_towers
 from riemann_unlearn.training.train import EpochBatches, train, training_loss
 
 __all__ = [
@@ -15,9 +16,11 @@ __all__ = [
     "History",
     "ProgressBar",
     "RandomBatches",
+    "Towers",
     "TrainConfig",
     "Watch",
     "as_device",
+    "prepare_towers",
     "train",
     "training_loss",
 ]

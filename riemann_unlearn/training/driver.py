@@ -23,9 +23,6 @@ from torch import Tensor
 
 from riemann_unlearn.training.schedules import constant
 
-PRECISIONS: Mapping[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
-"""What the objective may be computed in, with the dtype of autocast."""
-
 
 class Diverged(RuntimeError):
     """The loss stopped being finite; the message says when, by which term, and what mends it."""
@@ -112,8 +109,10 @@ class Driver:
         What the learning rates are multiplied with at a step, the first being 0.
     gradient_clip : float, optional
         Largest norm of all gradients together.
-    precision : str
-        "float32", or "bfloat16" to compute the objective under autocast.
+    scaler : GradScaler, optional
+        What the loss is multiplied with before gradients are taken, and these divided by before they are
+        clipped, so that none vanishes in float16. A step whose gradients overflow all the same moves nothing,
+        and counts.
     device : torch.device, optional
         Where batches are moved; None leaves them where they are.
     callbacks : sequence of Callback
@@ -127,11 +126,6 @@ class Driver:
         The batch of the step that is being taken, on the device.
     whole : bool
         Whether the parameters, and what the callbacks keep, are those after ``step`` steps.
-
-    Raises
-    ------
-    ValueError
-        For a precision that does not exist.
 
     Examples
     --------
@@ -159,20 +153,17 @@ class Driver:
         steps: int,
         schedule: Callable[[int], float] = constant,
         gradient_clip: float | None = None,
-        precision: str = "float32",
+        scaler: torch.amp.GradScaler | None = None,
         device: torch.device | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.batches, self.objective, self.optimizer = batches, objective, optimizer
         self.parameters, self.steps, self.schedule = list(parameters), steps, schedule
-        self.gradient_clip, self.device = gradient_clip, device
+        self.gradient_clip, self.scaler, self.device = gradient_clip, scaler, device
         self.callbacks = list(callbacks)
         self.step = 0
         self.batch: Any = None
         self.whole = True
-        self._dtype = PRECISIONS[precision]
         # Read before a checkpoint is: that has the rates as the schedule left them.
         self._rates = [group["lr"] for group in optimizer.param_groups]
 
@@ -216,7 +207,13 @@ class Driver:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             # From the first rates, at every step: nothing adds up, and a checkpoint's rates do not matter.
             group["lr"] = rate * self.schedule(self.step)
-        self.optimizer.step()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            # Leaves the step out where a gradient overflowed, and halves the scale then.
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            record["gradient_scale"] = self.scaler.get_scale()
         for callback in self.callbacks:
             callback.updated(self)
         self.step += 1
@@ -235,8 +232,7 @@ class Driver:
         """Put the gradients of the next batch's loss in place, and say what it was."""
         batch = self.batches.draw(self.step)
         self.batch = batch.to(self.device) if self.device is not None and hasattr(batch, "to") else batch
-        with self._autocast():
-            terms = self.objective(self.batch)
+        terms = self.objective(self.batch)
         loss = torch.stack(list(terms.values())).sum()
         # One question to the device for all figures.
         value, *values = torch.stack([loss.detach(), *(term.detach() for term in terms.values())]).tolist()
@@ -247,18 +243,23 @@ class Driver:
                 f"the loss became {value} at step {self.step + 1} ({', '.join(worst) or 'its sum'}); "
                 "a smaller learning_rate, or smaller weights of the loss's terms, usually mends it"
             )
+        # Halved at every overflow: below 1, gradients are too large, or NaN, without any scale.
+        if self.scaler is not None and self.scaler.get_scale() < 1:
+            raise Diverged(
+                f"gradients overflow float16 at every scale down to 1, at step {self.step + 1}; the "
+                "precision bfloat16, or a smaller learning_rate, usually mends it"
+            )
         # backward adds to what is there, so the last step's gradients have to go.
         self.optimizer.zero_grad(set_to_none=True)
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
         # Of these parameters alone: others keep their .grad, and cost nothing.
-        loss.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
+        scaled.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
+        if self.scaler is not None:
+            # Before they are clipped, for the bound is of the gradients themselves.
+            self.scaler.unscale_(self.optimizer)
         if self.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
         return {"step": self.step + 1, "loss": value, **dict(zip(terms, values, strict=True))}
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self._dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.parameters[0].device.type, dtype=self._dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the steps that are left, but for the parameters themselves."""
@@ -266,6 +267,7 @@ class Driver:
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
+            "scaler": {} if self.scaler is None else self.scaler.state_dict(),
             "callbacks": {name: callback.state_dict() for name, callback in self._named()},
         }
 
@@ -274,6 +276,8 @@ class Driver:
         self.step = state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.batches.load_state_dict(state["batches"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
         for name, callback in self._named():
             # A callback that was added since has nothing to go on from.
             if saved := state["callbacks"].get(name):

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemann_unlearn.config import TrainConfig
+from riemann_unlearn.config import HOW, TrainConfig
 from riemann_unlearn.data import Dataset, Samples, Taxonomy, load
 from riemann_unlearn.data.batch import Batch, make_batch
 from riemann_unlearn.losses import ContrastiveLoss, EntailmentLoss
@@ -36,6 +36,7 @@ from riemann_unlearn.runs import RunDirectory, Unused, check_free
 from riemann_unlearn.training.callbacks import Checkpoint, Clamp, History, ProgressBar
 from riemann_unlearn.training.driver import Callback, Driver, RandomBatches, as_device
 from riemann_unlearn.training.schedules import cosine
+from riemann_unlearn.training.towers import Towers, check_parts, prepare_towers
 from riemann_unlearn.training.tree import embed_taxonomy, landing_loss
 
 Measure = Callable[[DualEncoder, Samples], Mapping[str, Any]]
@@ -102,6 +103,8 @@ def train(
         _start(model, config.start)
     if config.objective == "tree":
         _check_tree(model, dataset, config)
+    check_parts(model, micro_batch=config.micro_batch)
+    prepare_towers(model, grad_checkpointing=config.grad_checkpointing, compile=config.compile)
     if directory is None:  # all that can be refused has been refused
         directory = RunDirectory.claim(output, settings)
 
@@ -115,7 +118,7 @@ def train(
         steps=config.epochs * batches.per_epoch,
         schedule=cosine(config.epochs * batches.per_epoch, config.warmup_epochs * batches.per_epoch),
         gradient_clip=config.gradient_clip,
-        precision=config.precision,
+        scaler=Towers(config.precision).scaler(device),
         device=device,
         callbacks=[
             Clamp(model),
@@ -150,16 +153,16 @@ def training_loss(
     batch : Batch
         On the model's device.
     config : TrainConfig
-        Says how much entailment weighs.
+        Says how much entailment weighs, and how the towers are run.
     levels : sequence of str
         What the taxonomy's levels are called, for the names of the terms.
     """
-    images = model.encode_image(model.preprocess(batch.images))
-    texts = model.encode_text(model.tokenize(batch.texts))
+    towers = Towers(config.precision, config.micro_batch)
+    images, texts = towers.images(model, batch.images), towers.texts(model, batch.texts)
     contrastive, entailment, space = ContrastiveLoss(), EntailmentLoss(), model.space
     terms: dict[str, Tensor] = {}
     narrower = images
-    # The towers may run under autocast, the geometry never does: distances of near pairs need every digit.
+    # A loop of one's own may be under autocast, the geometry never is: near pairs need every digit.
     with torch.autocast(images.device.type, enabled=False):
         for level, pairing in zip(levels, batch.pairings, strict=True):
             # One row an image: a caption that several share is encoded once and stands here several times.
@@ -196,7 +199,8 @@ def _objective(
     tree = embed_taxonomy(
         taxonomy, meanings, min_radius=model.space.min_radius, seed=config.seed, progress=progress
     ).to(model.device)
-    return lambda batch: landing_loss(model, batch, tree, config.entailment_weight, levels)
+    towers = Towers(config.precision, config.micro_batch)
+    return lambda batch: landing_loss(model, batch, tree, config.entailment_weight, levels, towers)
 
 
 def _start(model: DualEncoder, start: str) -> None:
@@ -363,15 +367,15 @@ def _optimizer(model: DualEncoder, config: TrainConfig) -> torch.optim.Optimizer
 
 
 def _reopen(output: Path, settings: Mapping[str, Any]) -> RunDirectory:
-    """The training in a folder, if it is the one asked for; where it is computed is of no matter."""
+    """The training in a folder, if it is the one asked for; how it is computed is of no matter."""
     directory = RunDirectory.reopen(output)
-    saved, asked = (_without_device(config) for config in (directory.config, settings))
+    saved, asked = (_without_how(config) for config in (directory.config, settings))
     if saved != asked:
         raise ValueError(f"{output} holds a run with another configuration; use another folder")
     return directory
 
 
-def _without_device(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _without_how(settings: Mapping[str, Any]) -> dict[str, Any]:
     options = settings.get("train")
-    kept = {k: v for k, v in options.items() if k != "device"} if isinstance(options, dict) else options
+    kept = {k: v for k, v in options.items() if k not in HOW} if isinstance(options, dict) else options
     return {**settings, "train": kept}

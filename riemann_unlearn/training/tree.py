@@ -43,6 +43,7 @@ from riemann_unlearn.geometry import Lorentz, expmap0, from_ambient, logmap0, ta
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.optim import RiemannianAdam
 from riemann_unlearn.spaces import LorentzTangents
+from riemann_unlearn.training.towers import WHOLE, Towers
 
 RATIO = 1.5
 """Radius of a level over that of the level above it."""
@@ -176,7 +177,12 @@ def embed_taxonomy(
 
 
 def landing_loss(
-    model: DualEncoder, batch: Batch, tree: Tree, entailment_weight: float, levels: Sequence[str]
+    model: DualEncoder,
+    batch: Batch,
+    tree: Tree,
+    entailment_weight: float,
+    levels: Sequence[str],
+    towers: Towers = WHOLE,
 ) -> dict[str, Tensor]:
     r"""The weighted terms by which both towers learn to land on a tree; their sum is the loss.
 
@@ -204,10 +210,11 @@ def landing_loss(
         λ.
     levels : sequence of str
         What the levels are called, for the names of the terms.
+    towers : Towers
+        How both are run: whole and in float32 by default.
     """
-    images = model.encode_image(model.preprocess(batch.images))
-    texts = model.encode_text(model.tokenize(batch.texts))
-    # The towers may run under autocast, the geometry never does.
+    images, texts = towers.images(model, batch.images), towers.texts(model, batch.texts)
+    # A loop of one's own may be under autocast, the geometry never is.
     with torch.autocast(images.device.type, enabled=False):
         (images, c), (texts, _) = model.space.tangents(images), model.space.tangents(texts)
         c = torch.as_tensor(c).detach()

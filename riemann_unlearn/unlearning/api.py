@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from riemann_unlearn.config import RunConfig
+from riemann_unlearn.config import HOW, RunConfig
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.data import load as load_data
 from riemann_unlearn.data.queries import lasting
@@ -27,7 +27,17 @@ from riemann_unlearn.models.checkpoint import WEIGHTS_NAME, check_saveable
 from riemann_unlearn.optim import RiemannianAdam
 from riemann_unlearn.registry import did_you_mean
 from riemann_unlearn.runs import METRICS_NAME, Clock, RunDirectory, Stateful, Unused, check_free
-from riemann_unlearn.training import Callback, Checkpoint, Driver, History, ProgressBar, Watch, as_device
+from riemann_unlearn.training import (
+    Callback,
+    Checkpoint,
+    Driver,
+    History,
+    ProgressBar,
+    Towers,
+    Watch,
+    as_device,
+    prepare_towers,
+)
 from riemann_unlearn.unlearning.checks import check_seen, warn_of_captions, warn_of_look_alikes
 from riemann_unlearn.unlearning.methods import METHODS, DirectMethod, GradientMethod, Method, create_method
 from riemann_unlearn.unlearning.problem import ForgetAndRetain, Problem, Step
@@ -92,7 +102,8 @@ def unlearn(
     **options
         The other fields of :class:`riemann_unlearn.config.RunConfig`: ``settings`` (a mapping, settings of
         a method given by name), ``seed``, ``forget_batch``, ``retain_batch``, ``saliency``, ``device``
-        (where the model is moved; a model object stays where it is by default).
+        (where the model is moved; a model object stays where it is by default), ``precision``,
+        ``micro_batch``, ``grad_checkpointing``, ``compile``.
 
     Returns
     -------
@@ -153,7 +164,8 @@ def unlearn(
         # After loading, whose errors name the model as it was asked for.
         config = replace(config, model=_lasting(config.model))
     config = replace(config, data=dataset.name, forget=tuple(map(lasting, config.forget)))
-    problem = Problem(encoder.to(device).eval(), dataset, selection.to(device))
+    towers = Towers(config.precision, config.micro_batch)
+    problem = Problem(encoder.to(device).eval(), dataset, selection.to(device), towers)
     if (reason := rules.unmet(problem)) is not None:
         raise ValueError(f"method {rules.name!r} cannot be used: {reason}")
     warn_of_look_alikes(dataset, selection)
@@ -162,6 +174,8 @@ def unlearn(
         _check_same(directory, config)
     elif output is not None:
         check_saveable(encoder)
+    prepare_towers(encoder, grad_checkpointing=config.grad_checkpointing, compile=config.compile)
+    if output is not None and directory is None:
         # all that can be refused has been refused
         directory = RunDirectory.claim(output, config.to_mapping())
 
@@ -238,6 +252,7 @@ class _Run:
             parameters=moved,
             steps=method.steps,
             schedule=method.rate,
+            scaler=self.problem.towers.scaler(model.device),
             device=model.device,
             # The watch adds its figures to a step's record before the history keeps it; masks come before the
             # caller's callbacks, which so see the weights as the step leaves them.
@@ -247,7 +262,9 @@ class _Run:
     def _saliency(self, moved: Sequence[Tensor], sizes: tuple[int, int]) -> list[Tensor | None]:
         """The weights that matter most to the forgotten pairs, from one batch of its own."""
         # With a generator of its own, which leaves the run's draws what they are without saliency.
-        batches = ForgetAndRetain(self.problem, *sizes, seed=self.config.seed)
+        # In float32: no scaler keeps the gradients of this one backward pass from vanishing.
+        towers = replace(self.problem.towers, precision="float32")
+        batches = ForgetAndRetain(replace(self.problem, towers=towers), *sizes, seed=self.config.seed)
         loss = batches.draw(0).to(self.problem.model.device).contrast(retained=False)
         gradients = torch.autograd.grad(loss, moved, allow_unused=True)
         return saliency_masks(gradients, self.config.saliency)
@@ -364,14 +381,16 @@ def _check_method(directory: RunDirectory, method: object) -> None:
 
 
 def _check_same(directory: RunDirectory, config: RunConfig) -> None:
-    """Refuse to go on with a run that was asked for something else; where it computes is of no matter."""
-    saved, asked = directory.config, config.to_mapping()
+    """Refuse to go on with a run that was asked for something else; how it computes is of no matter."""
+    # A run of before an option was there is one with its default.
+    defaults = {entry.name: entry.default for entry in fields(RunConfig)}
+    saved, asked = {**defaults, **directory.config}, config.to_mapping()
     settings = saved.get("settings") or {}
     for name, value in asked.items():
         if name == "settings":
             same = all(value.get(key) == entry for key, entry in settings.items())
         else:
-            same = name == "device" or saved.get(name) == value
+            same = name in HOW or saved.get(name) == value
         if not same:
             raise ValueError(
                 f"{directory.folder} holds a run with another configuration: {name} is {saved.get(name)!r} "

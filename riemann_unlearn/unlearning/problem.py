@@ -21,6 +21,7 @@ from riemann_unlearn.losses import functional
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.spaces import Space
 from riemann_unlearn.training import RandomBatches
+from riemann_unlearn.training.towers import WHOLE, Towers
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Problem:
     dataset: Dataset
     selection: Selection
     """On the model's device."""
+    towers: Towers = WHOLE
+    """How the model's towers are run on a batch."""
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -92,16 +95,20 @@ class Step:
         """In which features are compared, as the model's parameters are now."""
         return self.problem.space
 
+    def encode_images(self, model: DualEncoder) -> Tensor:
+        """What a model's image tower emits for the batch, run as the problem's towers are, shape (B, D)."""
+        return self.problem.towers.images(model, self.batch.images)
+
     @cached_property
     def image_features(self) -> Tensor:
         """What the image tower emits for the batch, shape (B, D)."""
-        return self.model.encode_image(self.model.preprocess(self.batch.images))
+        return self.encode_images(self.model)
 
     @cached_property
     def text_features(self) -> tuple[Tensor, ...]:
         """By level, the features of each image's caption at that level, shape (B, D)."""
         # Each text is encoded once, and its features go to every image that it belongs to.
-        texts = self.model.encode_text(self.model.tokenize(self.batch.texts))
+        texts = self.problem.towers.texts(self.model, self.batch.texts)
         return tuple(texts[pairing.row] for pairing in self.batch.pairings)
 
     @cached_property

@@ -57,7 +57,7 @@ def test_a_method_says_what_it_is(method: type[Method]) -> None:
 
 
 def test_unknown_methods_and_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="no method 'amnesia'; There are: tilt, hac, ac"):
+    with pytest.raises(ValueError, match="no method 'amnesia'; There are: tilt, generalize, hac"):
         create_method("amnesia")
     with pytest.raises(ValueError, match="no method 'tild'; did you mean 'tilt'"):
         create_method("tild")

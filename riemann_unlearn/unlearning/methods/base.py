@@ -184,6 +184,6 @@ def list_methods() -> list[type[Method] | Method]:
     Examples
     --------
     >>> [method.name for method in list_methods()][:3]
-    ['tilt', 'hac', 'ac']
+    ['tilt', 'generalize', 'hac']
     """
     return list(METHODS.values())

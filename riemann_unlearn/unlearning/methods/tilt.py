@@ -95,7 +95,7 @@ class Tilt(GradientMethod):
             with frozen.following():
                 features = step.image_features
             with torch.no_grad():
-                before = frozen.model.encode_image(frozen.model.preprocess(step.batch.images))
+                before = step.encode_images(frozen.model)
             result = step.sum_over_levels(lambda level: one_level(step, level, before))
             forget = torch.stack(step.forget).any(0)
             # Detached, so that forgotten images go to the retained ones and these are not drawn to them.
