@@ -119,7 +119,8 @@ def test_the_command_writes_a_list_that_a_run_takes(
     assert "Other thresholds: 1 for 1, " in said
     assert f"--forget @{tmp_path}/list.txt" in said
     assert (tmp_path / "list.txt").read_text() == "train/owl/3.png\n"
-    assert Image.open(tmp_path / "sheet.png").size == (1100, 1000)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (1100, 1000)
     result = ru.unlearn(
         make_model("CLIP"),
         folder / "set",
@@ -170,4 +171,5 @@ def test_a_sheet_is_drawn_of_images_of_any_size(tmp_path: Path) -> None:
             Image.effect_noise(size, 50 + 40 * i).save(tmp_path / "set" / label / f"{i}.png")
     dataset = data.load(tmp_path / "set")
     write_sheet(outline(make_model("CLIP"), dataset, forget=["owl"]), tmp_path / "sheet.png")
-    assert Image.open(tmp_path / "sheet.png").format == "PNG"
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG"
