@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -27,7 +27,7 @@ def folded(text: str) -> str:
     return composed(unicodedata.normalize("NFD", text).casefold())
 
 
-def matching(query: str, texts: Sequence[tuple[str, ...]]) -> list[int] | None:
+def matching(query: str, texts: Iterable[tuple[str, ...]]) -> list[int] | None:
     """The rows of which one of the texts matches a query over captions; None where the query is none.
 
     Raises

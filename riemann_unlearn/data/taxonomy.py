@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -210,15 +211,19 @@ class Taxonomy:
         UnknownConceptError
             As :meth:`select` does.
         """
-        lookup = Lookup(
+        found = []
+        for query in queries:
+            rows = matching(query, ((concept.name, concept.text) for concept in self.concepts))
+            found.append(self._lookup.find(query) if rows is None else (0, rows))
+        return found
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        # Once for all queries: there may be a million captions.
+        return Lookup(
             [(level.name, self._members(depth)) for depth, level in enumerate(self.levels)],
             [concept.key for concept in self.concepts],
         )
-        found = []
-        for query in queries:
-            rows = matching(query, [(concept.name, concept.text) for concept in self.concepts])
-            found.append(lookup.find(query) if rows is None else (0, rows))
-        return found
 
     def selection(self, chosen: Tensor, asked: Sequence[int], images: Tensor | None = None) -> Selection:
         """What is forgotten at each level when certain concepts are.
