@@ -81,6 +81,8 @@ class Landing(Measure):
             return f"the model's space ({subject.space.name}) has no entailment cones"
         if not any(part.forgotten.any() for part in subject.parts):
             return "no image shows what is forgotten"
+        if not subject.selection.concepts.any():
+            return "single images are forgotten, and no label that they could have landed out of"
         return None
 
     @torch.no_grad()
@@ -125,7 +127,9 @@ class Landing(Measure):
                 where = f"{group}, {what}"
                 for key, label in labels.items():
                     if figures[key] is not None:
-                        result[f"{where}: {label}"] = percent(figures[key])
+                        # Of "wrong", a mean of shares, the interval is too wide: what lies in [0, 1] varies
+                        # most where it is 0 or 1.
+                        result[f"{where}: {label}"] = percent(figures[key], figures["images"])
                 result[f"{where}: median radius"] = number(figures["radius"], 2)
                 result[f"{where}: steps in the tree to the deepest cone"] = number(figures["steps"], 2)
         return result
