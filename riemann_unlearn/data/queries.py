@@ -60,7 +60,7 @@ def matching(query: str, texts: Iterable[tuple[str, ...]]) -> list[int] | None:
     return rows
 
 
-def lasting(query: str) -> str:
+def lasting_query(query: str) -> str:
     """A query as it is, the path of a list so that it is found from any folder."""
     return f"@{Path(query[1:]).expanduser().resolve()}" if query.startswith("@") else query
 

@@ -253,7 +253,9 @@ class Driver:
         self.optimizer.zero_grad(set_to_none=True)
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         # Of these parameters alone: others keep their .grad, and cost nothing.
-        scaled.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
+        # A callback may hold some of them still.
+        moved = [p for p in self.parameters if p.requires_grad]
+        scaled.backward(inputs=moved)  # type: ignore[no-untyped-call]
         if self.scaler is not None:
             # Before they are clipped, for the bound is of the gradients themselves.
             self.scaler.unscale_(self.optimizer)

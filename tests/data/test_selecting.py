@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from riemann_unlearn.data import Concept, Dataset, Samples, Selection, Taxonomy, UnknownConceptError
-from riemann_unlearn.data.queries import lasting
+from riemann_unlearn.data.queries import lasting_query
 
 CAPTIONS = ["a red sofa", "the sofa is Red", "a redhead on a sofa", "two boats in the fog"]
 
@@ -184,5 +184,5 @@ def test_everything_or_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_a_list_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert lasting("@a.txt") == f"@{tmp_path}/a.txt"
-    assert lasting("owl") == "owl"
+    assert lasting_query("@a.txt") == f"@{tmp_path}/a.txt"
+    assert lasting_query("owl") == "owl"
