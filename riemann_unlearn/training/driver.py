@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from riemann_unlearn import processes
 from riemann_unlearn.training.schedules import constant
 
 
@@ -175,6 +176,8 @@ class Driver:
         Diverged
             When the loss stops being finite. The parameters are those of the last good step.
         """
+        # Processes that start from one file have one model; those that were given objects may not.
+        processes.share(self.parameters)
         with contextlib.ExitStack() as closing:
             for callback in self.callbacks:
                 # Only what was started is closed, the last one first, also when the next one's start fails.
@@ -254,8 +257,12 @@ class Driver:
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         # Of these parameters alone: others keep their .grad, and cost nothing.
         scaled.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
+        # Each process has the gradient by its own rows; see riemann_unlearn.processes. The same parameters
+        # have one in all of them, for all compute the same loss.
+        processes.average([p.grad for p in self.parameters if p.grad is not None])
         if self.scaler is not None:
-            # Before they are clipped, for the bound is of the gradients themselves.
+            # After the mean, so that all processes leave out the same steps; before gradients are clipped,
+            # for the bound is of these themselves.
             self.scaler.unscale_(self.optimizer)
         if self.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
@@ -300,7 +307,7 @@ def as_device(device: str | torch.device) -> torch.device:
     Raises
     ------
     ValueError
-        For something that names no device, or one that is not there.
+        For something that names no device, one that is not there, or one GPU for several processes.
 
     Examples
     --------
@@ -312,7 +319,7 @@ def as_device(device: str | torch.device) -> torch.device:
     ValueError: cannot compute on device 'toaster': expected one such as cpu, cuda or cuda:1
     """
     try:
-        known = torch.device(device)
+        known = processes.own_device(torch.device(device))
     except RuntimeError:
         raise ValueError(
             f"cannot compute on device {str(device)!r}: expected one such as cpu, cuda or cuda:1"

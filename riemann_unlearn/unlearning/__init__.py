@@ -12,6 +12,7 @@ from riemann_unlearn.unlearning.methods import (
     list_methods,
     setting,
 )
+from riemann_unlearn.unlearning.plan import Plan, plan
 from riemann_unlearn.unlearning.problem import Problem, Step
 
 __all__ = [
@@ -21,12 +22,14 @@ __all__ = [
     "IndexResult",
     "Interrupted",
     "Method",
+    "Plan",
     "Problem",
     "RunConfig",
     "Step",
     "UnlearningResult",
     "create_method",
     "list_methods",
+    "plan",
     "setting",
     "unlearn",
     "unlearn_index",

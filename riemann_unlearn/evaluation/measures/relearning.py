@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from riemann_unlearn import processes
 from riemann_unlearn.data.batch import Batch, make_batch
 from riemann_unlearn.evaluation.features import encode_captions, encode_images
 from riemann_unlearn.evaluation.measures.base import Measure, missing, percent, share
@@ -155,8 +156,9 @@ class Relearning(Measure):
 
         # As in unlearning: τ, the curvature and the feature scales define the space and stay.
         weights = [parameter for parameter in model.parameters() if parameter.ndim > 0]
-        # In evaluation mode, so that batch statistics stay.
-        with evaluating(model):
+        # In evaluation mode, so that batch statistics stay. Each process by itself: a mean of equal gradients
+        # may be rounded, and the figures are to be those of one process.
+        with evaluating(model), processes.alone():
             Driver(
                 _Shots(self, subject, shots, generator),
                 objective,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from riemann_unlearn import processes
 from riemann_unlearn.evaluation import zero_shot
 from riemann_unlearn.runs import CHECKPOINT_NAME
 from riemann_unlearn.training import TrainConfig, train
@@ -55,8 +56,9 @@ class Retrain(DirectMethod):
         )
         with tempfile.TemporaryDirectory() as scratch:
             where = (folder or Path(scratch)) / "retrain"
-            resume = (where / CHECKPOINT_NAME).is_file()
-            if not resume:  # what may be left of one that had not come to its first checkpoint
+            resume = processes.agreed((where / CHECKPOINT_NAME).is_file)
+            # What may be left of one that had not come to its first checkpoint.
+            if not resume and processes.first():
                 shutil.rmtree(where, ignore_errors=True)
             trained = train(
                 model.config,
