@@ -75,11 +75,20 @@ def first() -> bool:
 def joined() -> Iterator[None]:
     """Be one of the processes that torchrun has started, by the environment that it gives; alone without it.
 
+    A program that has made torch's process group by itself keeps it::
+
+        with riemann_unlearn.processes.joined():
+            ru.unlearn(model, data, forget="owl")       # by every process, with the same arguments
+
     Raises
     ------
     Lost
         When the others do not come, or one of them is lost on the way.
     """
+    if dist.is_available() and dist.is_initialized():
+        with _as(_Group(dist.get_rank(), dist.get_world_size(), _group.store)):
+            yield
+        return
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return

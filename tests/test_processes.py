@@ -158,6 +158,8 @@ def refusals(world: Path, folder: Path) -> list[str]:
     said = []
     (folder / "taken").mkdir(exist_ok=True)
     (folder / "taken" / "file").touch()
+    with processes.joined():  # once more: the group is there, and stays
+        assert processes.count() == 2
     normalizing = make_model("CLIP")
     normalizing.add_module("norm", torch.nn.BatchNorm1d(2))
     for work in (
