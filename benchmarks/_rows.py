@@ -30,13 +30,16 @@ def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["model"], row["method"], changed, tuple(row["forget"]), row["seed"]
 
 
-def settings(method: str, changes: Sequence[str] = ()) -> dict[str, float]:
-    """All of a method: its defaults, which may be others one day, but for what --set NAME=VALUE changes."""
-    return asdict(create_method(method, dict(map(parse_setting, changes))))
+def settings(
+    method: str, changes: Sequence[str] = (), found: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """All of a method: its defaults, which may be others one day, but for what was found or --set changes."""
+    return asdict(create_method(method, {**(found or {}), **dict(map(parse_setting, changes))}))
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """The method of a run, and what of its settings is no default."""
-    usual = settings(row["method"]) if row["settings"] else {}
+    """The method of a run, and what of its settings is no default, unless a search found them."""
+    name: str = row["method"]
+    usual = settings(name) if row["settings"] and not row.get("tuned") else row["settings"]
     changed = [f"{name} {value:g}" for name, value in row["settings"].items() if value != usual.get(name)]
-    return row["method"] + (f" ({', '.join(changed)})" if changed else "")
+    return name + (f" ({', '.join(changed)})" if changed else "")

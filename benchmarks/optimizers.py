@@ -295,7 +295,11 @@ class Unlearning:
             )
             rows = torch.cat([gone, kept])
             ids = emoji.concept[rows]
-            calibration = ru.losses.HyperbolicAlignmentCalibration(manifold=manifold)
+            # Alignment weighed in similarities, as its optima are of this problem: 1/τ in logits.
+            alignment = 1 / emoji.logit_scale
+            calibration = ru.losses.HyperbolicAlignmentCalibration(
+                alignment, alignment, 0.01, manifold=manifold
+            )
             images, captions = emoji.images[rows], points[ids]
             value: Tensor = calibration(
                 images, captions, forget, logit_scale=emoji.logit_scale, caption_ids=ids

@@ -301,7 +301,7 @@ def unlearn(
     manifold, count = points.manifold, len(points)
     generator = torch.Generator().manual_seed(seed)
     calibration = ru.losses.HyperbolicAlignmentCalibration(
-        alpha=0, gamma=0, omega=0, eta=0, entailment_weight=0, manifold=manifold
+        alpha=0, beta=1, gamma=0, omega=0, eta=0, entailment_weight=0, manifold=manifold
     )
     ranking = RankingLoss(taxonomy, manifold, keep=~forget)
     surgery = ru.optim.GradientSurgery(ru.optim.RiemannianAdam([points], lr=lr))

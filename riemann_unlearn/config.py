@@ -152,8 +152,8 @@ class EvaluateConfig(Config):
     )
     audit: str = option(
         "quick",
-        "full also asks the features, relearning, membership inference, alignment and hierarchy: about a "
-        "minute",
+        "full also asks the features, relearning, membership inference, alignment and hierarchy, and says "
+        "whether it is hidden or gone: minutes",
         choices=("quick", "full"),
     )
     before: str | None = option(

@@ -157,7 +157,7 @@ def test_a_term_of_hac(walk: Walk) -> None:
     mine = walk("A term of HAC")
     assert mine.result.metrics["method"] == "inward-hac"
     assert mine.result.metrics["settings"]["inward"] == 0.5
-    weights = {"epsilon", "alpha", "beta", "gamma", "omega", "eta", "entailment_weight", "inward"}
+    weights = {"alpha", "beta", "gamma", "omega", "eta", "entailment_weight", "inward"}
     assert set(mine.InwardHAC().weights()) == weights
     assert all(record["inward_loss"] > 0 for record in mine.result.history)
     assert {"norm_loss", "cone_exit_loss", "contrastive_loss"} <= set(mine.result.history[0])

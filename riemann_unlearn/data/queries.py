@@ -25,7 +25,12 @@ def folded(text: str) -> str:
     return composed(unicodedata.normalize("NFD", text).casefold())
 
 
-_FORMS: tuple[Callable[[str], str], ...] = (str, composed, folded)
+def spaced(text: str) -> str:
+    """Folded, with blanks where names of folders have other characters."""
+    return folded(text).replace("_", " ").replace("-", " ")
+
+
+_FORMS: tuple[Callable[[str], str], ...] = (str, composed, folded, spaced)
 """In what form a query is compared with labels, one after another: a label as written goes before one that
 only differs in case, so "Polish" and "polish" can both be asked for."""
 

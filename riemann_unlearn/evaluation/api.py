@@ -27,13 +27,14 @@ from riemann_unlearn.evaluation.measures.base import (
 )
 from riemann_unlearn.evaluation.measures.zero_shot import ZeroShot
 from riemann_unlearn.evaluation.subject import MOST_SEEN, Subject, encode
+from riemann_unlearn.evaluation.verdict import verdict
 from riemann_unlearn.models import DualEncoder, unwrap
 from riemann_unlearn.models import load as load_model
 from riemann_unlearn.training.driver import as_device
 
 Result = TypeVar("Result")
 
-_RESERVED = ("on", "unmet", "chance", "seconds", "neighbours")
+_RESERVED = ("on", "unmet", "chance", "seconds", "neighbours", "verdict")
 """Keys of a full audit that are no measures."""
 
 
@@ -74,7 +75,7 @@ def evaluate(
         What is, or is to be, forgotten: labels of any level of the data's taxonomy.
     audit : "quick" or "full"
         The full one also asks the features, relearning, membership inference, the alignment matrices and
-        the hierarchy (``docs/audit.md``); it takes about a minute and needs scikit-learn.
+        the hierarchy (``docs/audit.md``); it takes minutes and needs scikit-learn.
     before, oracle : DualEncoder, str or Path, optional
         For the full audit: the untouched model, and one trained from scratch without the forgotten. They
         are the two ends of every scale.
@@ -178,8 +179,9 @@ def full_audit(
     dict
         ``report[measure][role]``, None where the measure could not be made; ``on``, what each measure was
         made on; ``unmet``, why those that are None could not be; ``chance``, what a guess scores, where that
-        can be said; ``seconds`` for each measure and for ``encode``; and ``neighbours``, the names of the
-        siblings' labels at the level that probes ask at.
+        can be said; ``seconds`` for each measure and for ``encode``; ``neighbours``, the names of the
+        siblings' labels at the level that probes ask at; and ``verdict``, what it comes to
+        (:mod:`riemann_unlearn.evaluation.verdict`), None where zero-shot accuracy was not asked for.
 
     Raises
     ------
@@ -249,7 +251,8 @@ def _full_audit(
     taxonomy = dataset.taxonomy
     near = torch.unique(taxonomy.ancestor(taxonomy.grouping)[subjects["after"].neighbours.cpu()])
     report["neighbours"] = [taxonomy.levels[taxonomy.grouping].labels[i] for i in near.tolist()]
-    return {**report, "seconds": seconds}
+    reached = verdict(report)
+    return {**report, "seconds": seconds, "verdict": None if reached is None else reached.to_dict()}
 
 
 def _measure(

@@ -1,10 +1,14 @@
-"""Calibration losses: AC in any geometry, HAC in a hyperbolic one.
+r"""Calibration losses: AC in any geometry, HAC in a hyperbolic one.
 
-The papers' exact weights were not published; the forms here are a reconstruction, and every choice made
-is named where it is made. Reconstruction: all weights are 1 by default, but for λ = 0.2 of the retain
-pairs' entailment, which is MERU's, and for γ = 0.01: L_perf is measured in logits and the other terms in
-similarities, so its gradient is τ times theirs, and 0.01 evens that out at CLIP's and MERU's largest τ of
-100. With γ = 1 it drowns every other term and most of what should be retained.
+HAC's authors published no code, AC's that of its unimodal form; the forms here are a reconstruction, and
+every choice made is named where it is made. Reconstruction, the units: all that is made of the logits
+:math:`l_{ab} = τ s_{ab} + \text{bias}` is measured in logits, L_neg and L_pos as well as L_con and L_perf. So
+it is in AC's code, where a forget row's loss is α times one InfoNCE whose positive is another random forget
+sample: its numerator is L_neg, its denominator L_perf, α = γ between 0.4 and 2, and β = 0.
+
+With α = γ the two together are at least 0. β has no such floor. Let all that is forgotten go a distance d
+away from everything and from each other: L changes by τ(α - β - γ)d. So where similarities have no lower
+bound, L has one just where :math:`α \ge β + γ`, and beyond that it is L_norm that holds the radii.
 """
 
 from __future__ import annotations
@@ -20,9 +24,6 @@ from riemann_unlearn.losses import functional
 from riemann_unlearn.losses.base import PairLoss, Pairs, check_weights
 from riemann_unlearn.spaces import Space
 
-GAMMA = 0.01
-"""Default weight of the performance-preserving term, one over the largest logit scale."""
-
 
 class AlignmentCalibration(PairLoss):
     r"""Alignment Calibration (Wang et al., arXiv 2406.03603).
@@ -30,14 +31,22 @@ class AlignmentCalibration(PairLoss):
     .. math::
         L = L_{con}(R) + ε\,(α L_{neg}(U) + β L_{pos}(U) + γ L_{perf}(U))
 
-    with R the retain and U the forget pairs of the batch; the terms are those of
-    :mod:`riemann_unlearn.losses.functional`. Reconstruction: L_con contrasts retain pairs among
+    with R the retain and U the forget pairs of the batch, logits :math:`l_{ab} = τ s_{ab} + \text{bias}` and
+
+    .. math::
+        L_{neg} = -\operatorname{mean}_{a \ne b \in U} l_{ab}, \quad
+        L_{pos} = \operatorname{mean}_{a \in U} l_{aa}, \quad
+        L_{perf} = \tfrac12 \operatorname{mean}_{a \in U}
+        \Bigl[\log \sum_b e^{l_{ab}} + \log \sum_b e^{l_{ba}}\Bigr],
+
+    those of :mod:`riemann_unlearn.losses.functional`. Reconstruction: L_con contrasts retain pairs among
     themselves; the sums of L_perf run over the whole batch.
 
     Parameters
     ----------
     alpha, beta, gamma : float
-        Weights of the negative, the positive and the performance-preserving term.
+        Weights of the negative, the positive and the performance-preserving term, all in logits. The
+        authors' code has α = γ.
     epsilon : float
         Weight of all three.
     space : Space, optional
@@ -59,8 +68,8 @@ class AlignmentCalibration(PairLoss):
     def __init__(
         self,
         alpha: float = 1.0,
-        beta: float = 1.0,
-        gamma: float = GAMMA,
+        beta: float = 0.5,
+        gamma: float = 0.5,
         *,
         epsilon: float = 1.0,
         space: Space | None = None,
@@ -78,8 +87,8 @@ class AlignmentCalibration(PairLoss):
         # The normalizers of retain pairs run over retain pairs alone, so the mean over these is L_con of R by
         # itself. Those of forget pairs run over the whole batch, as L_perf wants them.
         contrast = functional.contrastive(statistics, space.scale, space.bias, pairs.retain)
-        negative = functional.negative_alignment(statistics)
-        positive = functional.positive_alignment(statistics, pairs.forget)
+        negative = functional.negative_alignment(statistics, space.scale, space.bias)
+        positive = functional.positive_alignment(statistics, pairs.forget, space.scale, space.bias)
         performance = functional.performance(statistics, pairs.forget)
         return {
             "contrastive_loss": contrast,
@@ -126,7 +135,7 @@ class HyperbolicAlignmentCalibration(AlignmentCalibration):
     ----------
     alpha, beta, gamma, omega, eta : float
         Weights of the negative, positive, performance-preserving, entailment-calibration and
-        norm-regularization terms.
+        norm-regularization terms: the first three in logits, ω in radians, η in squared radii.
     epsilon : float
         Weight of all five.
     entailment_weight : float
@@ -156,8 +165,8 @@ class HyperbolicAlignmentCalibration(AlignmentCalibration):
     def __init__(
         self,
         alpha: float = 1.0,
-        beta: float = 1.0,
-        gamma: float = GAMMA,
+        beta: float = 0.5,
+        gamma: float = 0.5,
         omega: float = 1.0,
         eta: float = 1.0,
         *,

@@ -70,39 +70,69 @@ def contrastive(
     return mean_over((statistics.rows + statistics.columns) / 2 - own, pairs)
 
 
-def negative_alignment(statistics: Contrastive) -> Tensor:
-    r"""L_neg, pulls mismatched forget pairs together: :math:`-\operatorname{mean}_{a \ne b \in U} s_{ab}`.
+def negative_alignment(
+    statistics: Contrastive, logit_scale: Curvature, logit_bias: Curvature = 0.0
+) -> Tensor:
+    r"""L_neg, pulls mismatched forget pairs together: :math:`-\operatorname{mean}_{a \ne b \in U} l_{ab}`.
 
-    Alignment Calibration's negative term (arXiv 2406.03603). Reconstruction: pairs with equal
-    caption ids are matched and take no part.
+    With the logits :math:`l_{ab} = τ s_{ab} + \text{bias}`. Alignment Calibration's negative term (arXiv
+    2406.03603). With it and :func:`performance` at one weight a forget row costs what InfoNCE with a random
+    other forget sample as its positive costs in the mean, as in the authors' (unimodal) code:
+
+    .. math:: \operatorname{mean}_{a \ne b \in U} \Bigl[-\log \frac{e^{l_{ab}}}{\sum_k e^{l_{ak}}}\Bigr] \ge 0
+
+    Reconstruction: pairs with equal caption ids are matched and take no part; without mismatched forget
+    pairs the term is 0.
+
+    Parameters
+    ----------
+    statistics : Contrastive
+    logit_scale, logit_bias : float or Tensor
+        τ, not its logarithm, and what is added to each logit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riemann_unlearn.ops import from_similarities
+    >>> forget = torch.ones(2, dtype=torch.bool)
+    >>> negative_alignment(from_similarities(-torch.ones(2, 2), 3.0, forget=forget), logit_scale=3.0)
+    tensor(3.)
     """
-    return -statistics.negative
+    # The mean over no pairs is 0; the bias of a logit that is not there must not make it another number.
+    return -torch.where(statistics.pairs > 0, logit_scale * statistics.negative + logit_bias, 0.0)
 
 
-def positive_alignment(statistics: Contrastive, forget: Tensor) -> Tensor:
-    r"""L_pos, pushes matched forget pairs apart: :math:`\operatorname{mean}_{a \in U} s_{aa}`.
+def positive_alignment(
+    statistics: Contrastive, forget: Tensor, logit_scale: Curvature, logit_bias: Curvature = 0.0
+) -> Tensor:
+    r"""L_pos, pushes matched forget pairs apart: :math:`\operatorname{mean}_{a \in U} l_{aa}`, in logits.
 
-    Alignment Calibration's positive term (arXiv 2406.03603).
+    Alignment Calibration's positive term (arXiv 2406.03603). Reconstruction: its unit, which is that of
+    the other terms; the authors' code has similarities here, and β = 0 in its scripts.
 
     Parameters
     ----------
     statistics : Contrastive
     forget : Tensor, shape (B,)
         bool.
+    logit_scale, logit_bias : float or Tensor
+        τ, not its logarithm, and what is added to each logit.
     """
-    return mean_over(statistics.matched, forget)
+    return mean_over(logit_scale * statistics.matched + logit_bias, forget)
 
 
 def performance(statistics: Contrastive, forget: Tensor) -> Tensor:
     r"""L_perf, keeps forget pairs from crowding the retained ones.
 
-    :math:`L_{perf} = \tfrac12 \operatorname{mean}_{a \in U} [\log \sum_b e^{τ s_{ab}} + \log \sum_b
-    e^{τ s_{ba}}]`: the denominators of the contrastive loss, which Alignment Calibration keeps for the
-    forget pairs when it drops their numerators.
+    :math:`L_{perf} = \tfrac12 \operatorname{mean}_{a \in U} [\log\sum_b e^{l_{ab}} + \log\sum_b e^{l_{ba}}]`:
+    the denominators of the contrastive loss, which Alignment Calibration keeps for the forget pairs when it
+    drops their numerators.
 
     Reconstruction: the sums run over the whole batch R ∪ U, the pair itself and captions that mean the
     same included, as in a contrastive loss over a batch of both kinds; so the forget pairs stay spread
-    among the retain pairs, not only among themselves.
+    among the retain pairs, not only among themselves. And where :func:`negative_alignment` has no pair, as at
+    a level where all that is forgotten has one caption, the term is 0: a denominator without a numerator is
+    no InfoNCE, and on a space without a lower bound of similarities it has none either.
 
     Parameters
     ----------
@@ -110,7 +140,9 @@ def performance(statistics: Contrastive, forget: Tensor) -> Tensor:
     forget : Tensor, shape (B,)
         bool.
     """
-    return mean_over((statistics.rows + statistics.columns) / 2, forget)
+    # Two captions among the forgotten suffice for each of them to have a mismatched one: all rows or none.
+    term = mean_over((statistics.rows + statistics.columns) / 2, forget)
+    return torch.where(statistics.pairs > 0, term, 0.0)
 
 
 def entailment(cones: Cones, pairs: Tensor | None = None) -> Tensor:

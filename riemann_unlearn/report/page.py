@@ -19,9 +19,18 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from riemann_unlearn._version import __version__
+from riemann_unlearn.evaluation.verdict import READING
 from riemann_unlearn.io import atomic_write
 from riemann_unlearn.report.figures import before_after_bars, drawing, figure_svg, loss_curves, loss_ends
-from riemann_unlearn.report.tables import Asked, Measured, audit_tables, measured, not_measured, run_table
+from riemann_unlearn.report.tables import (
+    Asked,
+    Measured,
+    audit_tables,
+    measured,
+    not_measured,
+    run_table,
+    verdict_text,
+)
 from riemann_unlearn.report.text import Row, Table
 from riemann_unlearn.runs import HISTORY_NAME, METRICS_NAME
 
@@ -110,7 +119,11 @@ def _run_page(
         "seconds": f"{metrics['seconds']:.0f}",
         **(_neighbours(audit) if audit is not None else {}),
     }
-    sections = [_split(number, title, rows) for number, (title, rows) in enumerate(measured(metrics).items())]
+    # The verdict first: it is what the rest bears out.
+    sections = [] if audit is None else _verdict(audit)
+    sections += [
+        _split(number, title, rows) for number, (title, rows) in enumerate(measured(metrics).items())
+    ]
     if audit is None:
         # With an audit its own list stands instead, which has the quick measures' reasons too.
         sections += _unmeasured(not_measured(metrics["unmet"]))
@@ -122,7 +135,7 @@ def _run_page(
 
 def _audit_page(audit: Mapping[str, Any]) -> str:
     facts = {"model": audit["model"], "data": audit["data"], **_neighbours(audit)}
-    return _html(f"Audit: {', '.join(audit['forgotten'])}", facts, _audit(audit))
+    return _html(f"Audit: {', '.join(audit['forgotten'])}", facts, [*_verdict(audit), *_audit(audit)])
 
 
 def _neighbours(audit: Mapping[str, Any]) -> dict[str, str]:
@@ -140,6 +153,12 @@ def _split(number: int, title: str, rows: list[Measured]) -> Section:
     texts = [_READING] if number == 0 else []
     texts += [f"{row.label} is measured on {row.on}." for row in rows if row.on]
     return Section(title.capitalize(), texts=tuple(texts), table=table, svg=svg)
+
+
+def _verdict(report: Mapping[str, Any]) -> list[Section]:
+    """Whether it is hidden or gone, in a sentence."""
+    sentence = verdict_text(report["full_audit"])
+    return [Section("Hidden, or gone?", texts=(sentence, READING))] if sentence else []
 
 
 def _audit(report: Mapping[str, Any]) -> list[Section]:

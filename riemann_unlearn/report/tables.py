@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from riemann_unlearn.evaluation.measures.base import ROLE_NAMES, ROLES, Measure, chosen_measures, percent
@@ -34,6 +34,8 @@ class Measured:
     """What a guess scores, where that is known."""
     on: str = ""
     """The images it was measured on, where the table's title does not say it."""
+    images: Mapping[str, int | None] = field(default_factory=dict)
+    """By group, how many images the shares are of, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +90,24 @@ def evaluation_table(report: Mapping[str, Any]) -> str:
         Table(
             title,
             GROUPS,
-            tuple(Row(one.label, tuple(percent(one.shares[group][0]) for group in GROUPS)) for one in rows),
+            tuple(
+                Row(
+                    one.label, tuple(percent(one.shares[group][0], one.images.get(group)) for group in GROUPS)
+                )
+                for one in rows
+            ),
         )
         for title, rows in once.items()
     ]
     places = _places(report["on"])
+    said = ""
     if "full_audit" in report:
+        said = verdict_text(report["full_audit"])
         head += f"; neighbours are {', '.join(report['full_audit']['neighbours']) or 'none'}"
         audit = audit_tables(report["full_audit"])
         tables += [asked.table for asked in audit]
         places |= {asked.table.title: asked.on for asked in audit}
-    return _text(head, tables, places, not_measured(report["unmet"]))
+    return _text("\n".join(filter(None, (head, said))), tables, places, not_measured(report["unmet"]))
 
 
 def measured(metrics: Mapping[str, Any]) -> dict[str, list[Measured]]:
@@ -121,6 +130,8 @@ def measured(metrics: Mapping[str, Any]) -> dict[str, list[Measured]]:
                 label,
                 {group: (_at(first[group], path), _at(last[group], path)) for group in GROUPS},
                 _at(chance, path) if chance else None,
+                # Beside the share, in the figures of its level.
+                images={group: _at(first[group], path[:-1]).get("images") for group in GROUPS},
             )
             for label, path in _zero_shot_rows(first[GROUPS[0]])
         ]
@@ -131,6 +142,8 @@ def measured(metrics: Mapping[str, Any]) -> dict[str, list[Measured]]:
             {group: (first[name][group], last[name][group]) for group in GROUPS},
             chance.get(name),
             metrics.get("on", {}).get(name, ""),
+            # A third party's measure need not say.
+            first[name].get("images", {}),
         )
         for name in first
         if name in last
@@ -173,6 +186,11 @@ def audit_tables(full: Mapping[str, Any]) -> list[Asked]:
     list of Asked
         Without the measures that could not be made of any model; :func:`not_measured` has them. A measure
         that is not registered here, a third party's read back from a file, is shown as it was written.
+
+    Raises
+    ------
+    ValueError
+        For an audit that an older version wrote.
     """
     known = chosen_measures()
     result = []
@@ -182,10 +200,16 @@ def audit_tables(full: Mapping[str, Any]) -> list[Asked]:
             continue  # what is said of all measures, such as the seconds that each took
         values = {role: of_roles[role] for role in ROLES if of_roles.get(role) is not None}
         measure = known.get(name)
-        columns = {
-            role: _written(value) if measure is None else measure.rows(value)
-            for role, value in values.items()
-        }
+        try:
+            columns = {
+                role: _written(value) if measure is None else measure.rows(value)
+                for role, value in values.items()
+            }
+        except KeyError as missing:
+            raise ValueError(
+                f"what the audit holds of {name!r} lacks {missing}: an older version wrote it; make the "
+                "audit again"
+            ) from None
         # What no model has a figure for is no row.
         # A dict for a set that keeps its order: a row stands where the first model that has it puts it.
         labels = dict.fromkeys(
@@ -197,6 +221,13 @@ def audit_tables(full: Mapping[str, Any]) -> list[Asked]:
             table = Table(title, tuple(ROLE_NAMES[role] for role in values), rows)
             result.append(Asked(name, table, full["on"].get(name, ""), measure, values))
     return result
+
+
+def verdict_text(full: Mapping[str, Any]) -> str:
+    """What a full audit comes to, in a sentence; "" where it cannot be said at all."""
+    # An audit that an older version wrote has none.
+    reached = full.get("verdict")
+    return "" if reached is None else str(reached["sentence"])
 
 
 def not_measured(unmet: Mapping[str, str]) -> dict[str, str]:

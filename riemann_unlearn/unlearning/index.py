@@ -68,7 +68,7 @@ def unlearn_index(
         Any of geoopt's that has a distance, or ours.
     loss : nn.Module, optional
         Called as the calibration losses are, on points of ``manifold``; by default
-        :class:`riemann_unlearn.losses.HyperbolicAlignmentCalibration` with its default weights, or
+        :class:`riemann_unlearn.losses.HyperbolicAlignmentCalibration` with α = β = 1/τ and γ = 0.01, or
         :class:`riemann_unlearn.losses.AlignmentCalibration` on a manifold without entailment cones.
     logit_scale : float
         τ, that the embeddings were trained with.
@@ -118,7 +118,9 @@ def unlearn_index(
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     if loss is None:
         kind = HyperbolicAlignmentCalibration if space.has_cones else AlignmentCalibration
-        loss = kind(manifold=manifold)
+        # Rows move freely, with no tower that other pairs would hold: matched pairs are pushed apart with all
+        # the weight with which mismatched ones are pulled together, and both by a distance, not by τ of them.
+        loss = kind(alpha=1 / logit_scale, beta=1 / logit_scale, gamma=0.01, manifold=manifold)
     pool, rest = forget.nonzero()[:, 0], (~forget).nonzero()[:, 0]
     images, texts = images.detach().clone(), texts.detach().clone()
     before = _recalls(images, texts, forget, space)

@@ -98,7 +98,7 @@ def test_what_there_is_not_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no dataset 'shards'; Expected"):
         data.load("shards")  # needs a path
     with pytest.raises(
-        ValueError, match=r"is nothing that a data source opens. There are shards: a folder of"
+        ValueError, match=r"is nothing that a data source opens. There are image-folder: a folder"
     ):
         data.load(tmp_path)
 

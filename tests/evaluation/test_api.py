@@ -33,14 +33,14 @@ OWN = [
     "landing",
     "hierarchy",
 ]
-OTHERS = {"on", "unmet", "chance", "seconds", "neighbours"}
+OTHERS = {"on", "unmet", "chance", "seconds", "neighbours", "verdict"}
 SHORT = [
     "zero_shot",
     "over_unlearning",
     "retrieval",
     "prototype",
     Recovery(draws=1),
-    Relearning(steps=(1,), shots=(1,)),
+    Relearning(steps=(1,), shots=(0, 1), rates=(1e-3,)),
     Membership(resamples=5),
     "alignment",
     "landing",
@@ -344,7 +344,10 @@ def test_compiled_and_wrapped_models_are_evaluated(world: Dataset, model: DualEn
     model.visual = torch.compile(model.visual, backend="eager")  # type: ignore[assignment]
     assert evaluate(model, world, forget="owl") == plain
     got = full_audit(
-        {"after": model}, world, world.taxonomy.select(["owl"]), measures=[Relearning(steps=(1,), shots=(1,))]
+        {"after": model},
+        world,
+        world.taxonomy.select(["owl"]),
+        measures=[Relearning(steps=(1,), shots=(0, 1), rates=(1e-3,))],
     )
     assert got["unmet"] == {}
 

@@ -65,11 +65,14 @@ def terms(
     for a in retain:
         others = [b for b in retain if b == a or ids[b] != ids[a]]
         contrast.append((log_sum(a, others, False) + log_sum(a, others, True)) / 2 - tau * s[a][a])
+    mismatched = [tau * s[a][b] for a in gone for b in gone if ids[a] != ids[b]]
     found = {
         "contrastive_loss": mean(contrast),
-        "negative_alignment_loss": -mean([s[a][b] for a in gone for b in gone if ids[a] != ids[b]]),
-        "positive_alignment_loss": mean([s[a][a] for a in gone]),
-        "performance_loss": mean([(log_sum(a, n, False) + log_sum(a, n, True)) / 2 for a in gone]),
+        "negative_alignment_loss": -mean(mismatched),
+        "positive_alignment_loss": mean([tau * s[a][a] for a in gone]),
+        "performance_loss": mean(
+            [(log_sum(a, n, False) + log_sum(a, n, True)) / 2 for a in gone if mismatched]
+        ),
     }
     if similarity is hyperbolic:
         found["entailment_loss"] = mean([max(0.0, outside(texts[a], images[a], c)) for a in retain])

@@ -30,8 +30,8 @@ def similarity_terms(
     statistics = from_similarities(s, space.scale, forget=forget, caption_ids=ids)
     return {
         "contrastive_loss": functional.contrastive(statistics, space.scale, pairs=~forget),
-        "negative_alignment_loss": functional.negative_alignment(statistics),
-        "positive_alignment_loss": functional.positive_alignment(statistics, forget),
+        "negative_alignment_loss": functional.negative_alignment(statistics, space.scale),
+        "positive_alignment_loss": functional.positive_alignment(statistics, forget, space.scale),
         "performance_loss": functional.performance(statistics, forget),
     }
 
@@ -112,12 +112,70 @@ def test_no_gradient_flows_through_the_mean_radius_of_the_retained() -> None:
     assert gradient.tolist() == [-1.5, 0.0, 0.0, 1.5]  # mean 2.5; 2 (r - r*)/2
 
 
-def test_one_forget_pair_has_no_negatives() -> None:
+@pytest.mark.parametrize(
+    ("gone", "ids"),
+    [([3], torch.arange(8)), ([0, 3], IDS), ([], IDS)],
+    ids=["one pair", "one caption", "none"],
+)
+def test_without_mismatched_forget_pairs_there_is_no_infonce(gone: list[int], ids: Tensor) -> None:
+    """Neither its numerator, bias included, nor its denominator."""
     images, texts, _ = batch()
     s = LorentzTangents().pairwise(images, texts).requires_grad_()
-    term = functional.negative_alignment(from_similarities(s, 1.0, forget=torch.arange(8) == 3))
-    assert term.item() == 0.0
-    assert torch.autograd.grad(term, s)[0].abs().max() == 0.0
+    forget = torch.isin(torch.arange(8), torch.tensor(gone, dtype=torch.long))
+    statistics = from_similarities(s, 2.0, -3.0, forget=forget, caption_ids=ids)
+    for term in (
+        functional.negative_alignment(statistics, 2.0, -3.0),
+        functional.performance(statistics, forget),
+    ):
+        assert term.item() == 0.0
+        assert torch.autograd.grad(term, s, retain_graph=True)[0].abs().max() == 0.0
+
+
+@pytest.mark.parametrize("ids", [None, IDS])
+def test_alignment_and_performance_are_infonce_with_another_forget_sample(ids: Tensor | None) -> None:
+    """The loss of the authors' code, in the mean over its random positives; both ways."""
+    images, texts, forget = batch()
+    forget = forget | (torch.arange(8) == 6)
+    space = LorentzTangents(3.0, c=0.7)
+    logits = torch.diagonal_scatter(space.logits(images, texts), space.matched_logits(images, texts))
+    known = torch.arange(8) if ids is None else ids
+    partners = forget[:, None] & forget & (known[:, None] != known)
+    # The numerators weigh each mismatched pair alike, the denominators each row.
+    rows = [forget.nonzero()[:, 0], *partners.nonzero().unbind(1)]
+    want = (logits.logsumexp(1)[rows[0]] + logits.logsumexp(0)[rows[0]]).mean() / 2
+    want = want - logits[rows[1], rows[2]].mean()
+    loss = AlignmentCalibration(alpha=0.7, beta=0.0, gamma=0.7)
+    terms = loss(images, texts, forget, logit_scale=3.0, c=0.7, caption_ids=ids, output_dict=True)
+    got = terms["negative_alignment_loss"] + terms["performance_loss"]
+    assert torch.isclose(got, 0.7 * want)
+    if ids is None:
+        # With every row as many partners: cross-entropy with each of them as the label, in the mean.
+        entropy = torch.nn.functional.cross_entropy
+        a, b = rows[1], rows[2]
+        both = (entropy(logits[a], b) + entropy(logits.mT[a], b)) / 2
+        assert torch.isclose(got, 0.7 * both)
+
+
+@pytest.mark.parametrize(("beta", "bounded"), [(0.0, True), (0.3, True), (0.5, False)])
+def test_what_holds_the_loss_when_the_forgotten_go_away(beta: float, bounded: bool) -> None:
+    """α = γ + 0.3: their logits fall without end, and the loss with them only where β > α - γ."""
+    forget = torch.arange(8) < 4
+    values: list[float] = []
+    for distance in (10.0, 1000.0):
+        far = forget[:, None] | forget
+        s = torch.where(far, -distance, -1.0).double()
+        statistics = from_similarities(s, 2.0, forget=forget)
+        value = 1.3 * functional.negative_alignment(statistics, 2.0)
+        value = value + beta * functional.positive_alignment(statistics, forget, 2.0)
+        values.append((value + functional.performance(statistics, forget)).item())
+    assert (values[1] - values[0] > -1e-6) is bounded
+
+
+def test_logits_have_a_bias_where_the_family_has_one() -> None:
+    s = torch.arange(4.0).reshape(2, 2)
+    statistics = from_similarities(s, 2.0, -3.0, forget=torch.ones(2, dtype=torch.bool))
+    assert functional.negative_alignment(statistics, 2.0, -3.0) == 0.0  # mean of 2·1 - 3 and 2·2 - 3, minus
+    assert functional.positive_alignment(statistics, torch.tensor([False, True]), 2.0, -3.0) == 3.0
 
 
 def test_a_term_over_nothing_is_zero_even_beside_infinities() -> None:

@@ -10,7 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from riemann_unlearn.data import Dataset
-from riemann_unlearn.evaluation import MEASURES, Measure, evaluate
+from riemann_unlearn.evaluation import MEASURES, Measure, evaluate, list_measures
+from riemann_unlearn.evaluation.measures.relearning import Relearning
 from riemann_unlearn.report import evaluation_table, write_report
 from riemann_unlearn.report.tables import audit_tables
 from tests.conftest import make_model
@@ -201,7 +202,11 @@ def test_a_measure_of_another_program_is_shown_as_it_was_written(tmp_path: Path)
 @pytest.fixture(scope="module", params=["MERU", "CLIP"])
 def audited(request: pytest.FixtureRequest, world: Dataset) -> dict[str, Any]:
     model = make_model(request.param)
-    report = evaluate(model, world, forget="food-fruit", audit="full", before=model, oracle=model)
+    quick = Relearning(steps=(1, 2), rates=(1e-3,))
+    measures = [quick if name == "relearning" else name for name in list_measures()]
+    report = evaluate(
+        model, world, forget="food-fruit", audit="full", before=model, oracle=model, measures=measures
+    )
     return {"model": "a<b>", "data": "world", "forgotten": ["food-fruit"], **json.loads(json.dumps(report))}
 
 
@@ -213,10 +218,13 @@ def test_the_tables_hold_the_figures_of_every_model(audited: dict[str, Any]) -> 
     assert all(table.heads in (heads, heads[1:]) for table in tables.values())
     knows = {row.label: row.cells for row in tables["zero_shot"].rows}
     recall = full["zero_shot"]["after"]["heldout"]["retain"]["recall_at_1"]
-    assert knows[f"retain: {LEVELS[0]}, held out"] == (f"{100 * recall:.1f}",) * 3
+    cells = knows[f"retain: {LEVELS[0]}, held out"]
+    assert cells == cells[:1] * 3
+    assert cells[0].startswith(f"{100 * recall:.1f} [")
+    assert cells[0].endswith(" of 5")
     members = {row.label: row.cells for row in tables["membership"].rows}
     low, middle, high = (full["membership"]["before"]["confidence"]["auc"][i] for i in (1, 0, 2))
-    assert members["confidence: AUC"][0] == f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+    assert members["confidence: AUC"][0] == f"{middle:.2f} [{low:.2f}, {high:.2f}] of 6 against 3"
     # The ratio to the oracle is not taken of the oracle.
     assert members["likelihood ratio: AUC"][2] == "–"
 
@@ -226,7 +234,8 @@ def test_the_terminal_shows_the_tables(audited: dict[str, Any]) -> None:
     assert text.splitlines()[0] == "a<b>; forget means food-fruit; neighbours are drink"
     line = next(line for line in text.splitlines() if line.startswith("linear probe: recall"))
     recall = 100 * audited["full_audit"]["recovery"]["after"]["linear_probe"]["recall"]
-    assert line.split()[-3:] == [f"{recall:.1f}"] * 3
+    assert line.count(f"{recall:.1f} [") == 3
+    assert text.splitlines()[1] == audited["full_audit"]["verdict"]["sentence"]
 
 
 def test_a_run_and_its_audit_are_one_page(audited: dict[str, Any], tmp_path: Path) -> None:
@@ -235,6 +244,7 @@ def test_a_run_and_its_audit_are_one_page(audited: dict[str, Any], tmp_path: Pat
     (run / "audit.json").write_text(json.dumps(audited))
     page = page_of(run)
     assert {"Membership inference", "Loss terms", "Seen images"} <= set(page.of("h2"))
+    assert page.of("h2")[0] == "Hidden, or gone?"
     assert "drink" in page.of("bdi")
 
 
@@ -242,6 +252,8 @@ def test_an_audit_alone_is_a_page_too(audited: dict[str, Any], tmp_path: Path) -
     (tmp_path / "audit.json").write_text(json.dumps(audited))
     page = page_of(tmp_path)
     assert {"Audit: food-fruit", "a<b>"} <= set(page.of("bdi"))
+    assert page.of("h2")[0] == "Hidden, or gone?"
+    assert audited["full_audit"]["verdict"]["sentence"] in page.of("p")
     assert "Loss terms" not in page.of("h2")
 
 

@@ -91,6 +91,15 @@ def test_an_evaluation_is_a_table_too() -> None:
     assert table.splitlines()[0] == "m; forget means owl"
     assert row(table, "recall@1 (name)") == ["90.0", "80.0"]
     assert row(table, "by image prototypes (accuracy)") == ["90.0", "40.0"]
+    # Where it is known of how many images a share is, it says so, and how sure it is.
+    sure = {"model": "m", "forgotten": ["owl"], **evaluation(0.9, 0.8)}
+    for group, images in (("forget", 20), ("retain", 200)):
+        sure[group]["levels"]["name"]["images"] = images
+    sure["audit"]["prototype"]["images"] = {"forget": 20, "retain": 200}
+    line = next(line for line in evaluation_table(sure).splitlines() if line.startswith("recall@1 (name)"))
+    assert "90.0 [69.9, 97.2] of 20  80.0 [73.9, 85.0] of 200" in line
+    line = next(line for line in evaluation_table(sure).splitlines() if line.startswith("by image"))
+    assert "90.0 [69.9, 97.2] of 20  40.0 [33.5, 46.9] of 200" in line
     alone = evaluation_table({"model": "m", "forgotten": ["owl"], **evaluation(0.9, 0.8, heldout=False)})
     assert "not measured: Asked by image prototypes, %: it needs held-out images" in alone
 

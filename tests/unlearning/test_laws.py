@@ -13,6 +13,7 @@ from riemann_unlearn.unlearning.methods import (
     HAC,
     METHODS,
     Finetune,
+    Generalize,
     GradientAscent,
     L1Sparse,
     NegGradPlus,
@@ -27,6 +28,11 @@ from riemann_unlearn.unlearning.methods import (
 class TestTilt(GradientMethodLaws):
     def make(self) -> Tilt:
         return Tilt(learning_rate=1e-3)
+
+
+class TestGeneralize(GradientMethodLaws):
+    def make(self) -> Generalize:
+        return Generalize(learning_rate=1e-3)
 
 
 class TestHAC(GradientMethodLaws):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import riemann_unlearn as ru
 from riemann_unlearn import training
-from riemann_unlearn.data import Dataset
+from riemann_unlearn.data import Concept, Dataset
 from riemann_unlearn.data.batch import make_batch
 from riemann_unlearn.evaluation.features import encode_images, encode_texts
 from riemann_unlearn.losses import AlignmentCalibration, ContrastiveLoss
@@ -19,6 +19,7 @@ from riemann_unlearn.spaces import Cosine
 from riemann_unlearn.unlearning import DirectMethod, GradientMethod, Method, Problem, Step, create_method
 from riemann_unlearn.unlearning.methods import METHODS, NullSpace, Retrain, Tilt, setting
 from tests.conftest import make_model
+from tests.evaluation.worlds import dataset
 
 OURS = [method for method in METHODS.values() if isinstance(method, type)]
 
@@ -57,7 +58,7 @@ def test_a_method_says_what_it_is(method: type[Method]) -> None:
 
 
 def test_unknown_methods_and_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="no method 'amnesia'; There are: tilt, hac, ac"):
+    with pytest.raises(ValueError, match="no method 'amnesia'; There are: tilt, generalize, hac"):
         create_method("amnesia")
     with pytest.raises(ValueError, match="no method 'tild'; did you mean 'tilt'"):
         create_method("tild")
@@ -135,10 +136,17 @@ def test_ac_compares_as_the_model_does_or_by_cosine(meru: DualEncoder, world: Da
     task = problem(meru, world)
     cosine = Cosine(scale=meru.space.scale)
     for settings, space in (({}, meru.space), ({"cosine": 1}, cosine)):
-        expected = step(task).calibrate(AlignmentCalibration(epsilon=0.3), space)
+        expected = step(task).calibrate(AlignmentCalibration(), space)
         found = terms("ac", task, settings)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
+@pytest.mark.parametrize("name", ["hac", "ac"])
+def test_settings_of_another_unit_are_not_misread(name: str) -> None:
+    """Those from before the weights were in logits, every file of which has epsilon."""
+    with pytest.raises(ValueError, match="no setting 'epsilon' any more: alpha and beta are in logits now"):
+        create_method(name, {"epsilon": 1.0, "alpha": 1.0, "beta": 1.0, "gamma": 0.01})
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "gamma", "omega", "eta", "entailment_weight"])
@@ -364,3 +372,36 @@ def test_the_oracle_never_sees_what_it_must_not_know(
         assert data.heldout is world.heldout
     assert not torch.equal(encode_images(model, world.seen.images), images)
     assert (tmp_path / "retrain" / "model.safetensors").is_file()
+
+
+def test_the_oracle_of_a_tree_is_retrained_from_the_first_stage_on(
+    meru: DualEncoder, world: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second stage begins with its own first one, and an interrupted one does not repeat it."""
+    from riemann_unlearn.unlearning.methods import retrain
+
+    configs: list[Any] = []
+
+    def watched(model: Any, config: Any, *arguments: Any, **rest: Any) -> DualEncoder:
+        configs.append(config)
+        if len(configs) == 2:
+            raise KeyboardInterrupt
+        return training.train(model, config, *arguments, **rest)
+
+    monkeypatch.setattr(retrain, "train", watched)
+    task = problem(meru, world)
+    method = Retrain(epochs=1, batch_size=8, tree_epochs=2, tree_learning_rate=1e-4)
+    with pytest.raises(KeyboardInterrupt):
+        method.apply(task, seed=0, folder=tmp_path, progress=False)
+    method.apply(task, seed=0, folder=tmp_path, progress=False)
+    assert [(c.objective, c.epochs, c.learning_rate) for c in configs] == [
+        ("contrastive", 1, 1e-3),
+        ("tree", 2, 1e-4),
+        ("tree", 2, 1e-4),
+    ]
+    assert [c.start for c in configs] == [None, *[str(tmp_path / "retrain" / "model.safetensors")] * 2]
+    assert (tmp_path / "retrain-tree" / "model.safetensors").is_file()
+    one_level = dataset([Concept("1", "owl"), Concept("2", "duck")])
+    flat = problem(meru, one_level, "owl")
+    assert "a level above the concepts" in (method.unmet(flat) or "")
+    assert method.unmet(task) is Retrain().unmet(flat) is None

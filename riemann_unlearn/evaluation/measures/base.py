@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from riemann_unlearn.data import Selection, Taxonomy
+from riemann_unlearn.evaluation.intervals import wilson
 from riemann_unlearn.registry import Registry
 
 if TYPE_CHECKING:
@@ -211,9 +212,17 @@ def share(hits: Tensor) -> float | None:
     return hits.double().mean().item() if hits.numel() else None
 
 
-def percent(value: float | None) -> str:
-    """A share in percent, such as "97.5"."""
-    return "–" if value is None else f"{100 * value:.1f}"
+def percent(value: float | None, images: int | None = None) -> str:
+    """A share in percent: "97.5", or with the images it is of and its interval "97.5 [92.3, 99.2] of 112".
+
+    The interval is Wilson's at 95 % (:mod:`riemann_unlearn.evaluation.intervals`).
+    """
+    if value is None:
+        return "–"
+    if images is None:
+        return f"{100 * value:.1f}"
+    low, high = wilson(value, images)
+    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}] of {images}"
 
 
 def number(value: float | None, digits: int) -> str:

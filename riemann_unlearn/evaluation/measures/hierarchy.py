@@ -77,9 +77,9 @@ class Hierarchy(Measure):
         """Radii, violations and ways to the origin.
 
         ``radii[kind][group]``: five quantiles (5, 25, 50, 75, 95 %), the kinds being "image" and the levels;
-        ``violations[pair][group]``: ``{"share", "excess"}``; ``traversals``: a list of ``{"name", "group",
-        "image", "by_cone", "by_distance"}``, the image a data URI, the paths lists of ``[caption, share of
-        the way it is met on]`` from the image on, the caption None where nothing is met.
+        ``violations[pair][group]``: ``{"share", "pairs", "excess"}``; ``traversals``: a list of ``{"name",
+        "group", "image", "by_cone", "by_distance"}``, the image a data URI, the paths lists of ``[caption,
+        share of the way it is met on]`` from the image on, the caption None where nothing is met.
         """
         return {
             "radii": _radii(subject),
@@ -95,7 +95,7 @@ class Hierarchy(Measure):
                 rows[f"radius of {kind}, {group}"] = "–" if quantiles is None else number(quantiles[2], 3)
         for pair, groups in value["violations"].items():
             for group, violation in groups.items():
-                rows[f"outside: {pair}, {group}, %"] = percent(violation["share"])
+                rows[f"outside: {pair}, {group}, %"] = percent(violation["share"], violation["pairs"])
         return rows
 
     def figure(self, values: Mapping[str, Any]) -> Figure:
@@ -189,7 +189,7 @@ def _radii(subject: Subject) -> dict[str, dict[str, list[float] | None]]:
     return report
 
 
-def _violations(subject: Subject) -> dict[str, dict[str, dict[str, float | None]]]:
+def _violations(subject: Subject) -> dict[str, dict[str, dict[str, Any]]]:
     part, levels, captions = subject.test, subject.taxonomy.levels, subject.captions
     # (narrow, broad, which narrow ones are forgotten)
     pairs = {
@@ -205,12 +205,13 @@ def _violations(subject: Subject) -> dict[str, dict[str, dict[str, float | None]
         parent = torch.as_tensor(level.parent, device=narrow.device)
         broad = captions[depth + 1].features[parent]
         pairs[f"{level.name} under {above.name}"] = (narrow, broad, subject.selection.forgotten[depth])
-    report = {}
+    report: dict[str, dict[str, dict[str, Any]]] = {}
     for name, (narrow, broad, gone) in pairs.items():
         outside = subject.space.cones(broad, narrow).outside
         report[name] = {
             group: {
                 "share": share((outside > 0)[mask]),
+                "pairs": int(mask.sum()),
                 "excess": outside.clamp(min=0)[mask].mean().item() if mask.any() else None,
             }
             for group, mask in (("forget", gone), ("retain", ~gone))

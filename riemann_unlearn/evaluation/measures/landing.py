@@ -3,12 +3,15 @@ r"""Where it went: the cones that hold the forgotten images, and how far from ho
 With E(y, x) = ext(y, x) - aper(y) ≤ 0 the image x is a kind of the caption y. A concept that was forgotten
 by generalizing leaves its own cone and stays in that of its parent, in no child's; one that was forgotten by
 being called something else lies in a sibling's; one that was flung away lies in none, at a radius of its own.
-Of the forgotten images, each by its label at the level that was asked for:
+Of the forgotten images, each by its label at the level that was asked for (or above it, where nothing is left
+there either):
 
 - *own*, *parent*: the share inside the cone of that label, and of the label above;
 - *sibling*, *foreign*: the share inside the cone of a retained label of the same level, under the same parent
   or under another;
-- *landed*: in the parent's cone and in no child's of it, the own one included;
+- *landed*: in the parent's cone and in no child's of it, the own one included, which is the zone of
+  :class:`~riemann_unlearn.data.zone.Zone`. Above the topmost level is a root whose cone holds everything, so
+  there it is to be in none;
 - *wrong*: how many of the labels of the level that are not the image's own hold it, on average. Cones tell
   something only if wrong ones do not hold, so it stands beside the others;
 - *steps*: edges of the tree between the image's label and the deepest caption whose cone holds it (of several
@@ -27,6 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from riemann_unlearn.data.zone import Zone, level_to_leave
 from riemann_unlearn.evaluation.measures.base import (
     ROLE_COLOURS,
     ROLE_NAMES,
@@ -85,10 +89,10 @@ class Landing(Measure):
 
         ``parts[what][group]`` is ``{"images", "own", "parent", "sibling", "foreign", "landed", "wrong",
         "steps", "radius"}``, None for a group without images; ``level`` and ``above`` are the names of the
-        level asked for and of the one above it (None at the top); ``picture`` has what :meth:`figure` draws:
-        radii and angles to the parent's axis.
+        level that is left and of the one above it (None at the top); ``picture`` has what :meth:`figure`
+        draws: radii and angles to the parent's axis.
         """
-        levels, depth = subject.taxonomy.levels, subject.selection.level
+        levels, depth = subject.taxonomy.levels, _level(subject)
         return {
             "level": levels[depth].name,
             "above": levels[depth + 1].name if depth + 1 < len(levels) else None,
@@ -108,9 +112,9 @@ class Landing(Measure):
         labels = {
             "own": f"in the cone of its own {level}, %",
             "parent": f"in the cone of its {above}, %",
-            "sibling": f"in the cone of another {level} of its {above}, %",
+            "sibling": f"in the cone of another {level}{'' if above is None else f' of its {above}'}, %",
             "foreign": f"in the cone of another {level} elsewhere, %",
-            "landed": f"in the cone of its {above} and of no {level} there, %",
+            "landed": f"in the cone of {'' if above is None else f'its {above} and of '}no {level} there, %",
             "wrong": f"cones of wrong {level} labels that hold it, %",
         }
         result = {}
@@ -121,7 +125,9 @@ class Landing(Measure):
                 where = f"{group}, {what}"
                 for key, label in labels.items():
                     if figures[key] is not None:
-                        result[f"{where}: {label}"] = percent(figures[key])
+                        # Of "wrong", a mean of shares, the interval is too wide: what lies in [0, 1] varies
+                        # most where it is 0 or 1.
+                        result[f"{where}: {label}"] = percent(figures[key], figures["images"])
                 result[f"{where}: median radius"] = number(figures["radius"], 2)
                 result[f"{where}: steps in the tree to the deepest cone"] = number(figures["steps"], 2)
         return result
@@ -155,7 +161,7 @@ class Landing(Measure):
         rows = evenly(mask.nonzero()[:, 0], self.most)
         if not len(rows):
             return None
-        levels, depth, space = subject.taxonomy.levels, subject.selection.level, subject.space
+        levels, depth, space = subject.taxonomy.levels, _level(subject), subject.space
         features = part.features[rows]
         holds = [_holds(space, captions.features, features) for captions in subject.captions]
         own = part.labels(depth)[rows]
@@ -163,31 +169,31 @@ class Landing(Measure):
         mine = inside.gather(1, own[:, None])[:, 0]
         others = inside.clone().scatter_(1, own[:, None], False)
         retained = others & ~subject.selection.forgotten[depth]
+        zone = Zone.of(subject.taxonomy, depth, own.device)
+        same = zone.children(own)
+        landed = ~(inside & same).any(1)
         result: dict[str, Any] = {
             "images": len(rows),
             "own": share(mine),
             "parent": None,
-            "sibling": None,
+            "sibling": share((retained & same).any(1)),
             "foreign": None,
-            "landed": None,
             # Of the labels that are not its own; a level of one label has none, and 0 of none is 0.
             "wrong": (others.sum(1).double() / max(1, len(levels[depth]) - 1)).mean().item(),
             "steps": _steps(subject, part, rows, holds).mean().item(),
             "radius": space.radius(features).median().item(),
         }
-        if levels[depth].parent is not None:
-            parent = torch.as_tensor(levels[depth].parent, device=own.device)
-            same = parent[None] == parent[own][:, None]
-            in_parent = holds[depth + 1].gather(1, parent[own][:, None])[:, 0]
+        if not zone.rooted:
+            in_parent = holds[depth + 1].gather(1, zone.parent[own][:, None])[:, 0]
             result["parent"] = share(in_parent)
-            result["sibling"] = share((retained & same).any(1))
             result["foreign"] = share((retained & ~same).any(1))
-            result["landed"] = share(in_parent & ~(inside & same).any(1))
+            landed &= in_parent
+        result["landed"] = share(landed)
         return result
 
     def _picture(self, subject: Subject) -> dict[str, Any] | None:
         """Radius and angle to the parent's axis of what is drawn; None without a level above."""
-        depth, part = subject.selection.level, subject.test
+        depth, part = _level(subject), subject.test
         level = subject.taxonomy.levels[depth]
         rows = part.forgotten.nonzero()[:, 0]
         if level.parent is None or not len(rows):
@@ -227,6 +233,11 @@ class Landing(Measure):
         }
 
 
+def _level(subject: Subject) -> int:
+    """The lowest of the levels that forgotten images have to leave."""
+    return int(level_to_leave(subject.taxonomy, subject.selection)[subject.selection.concepts].min())
+
+
 def _holds(space: Space, captions: Tensor, images: Tensor) -> Tensor:
     """Whether each image lies in the cone of each caption; bool, shape (images, captions)."""
     # Both sides are written out once for every pair, so only so many images are asked about at a time.
@@ -236,7 +247,7 @@ def _holds(space: Space, captions: Tensor, images: Tensor) -> Tensor:
 
 def _steps(subject: Subject, part: Part, rows: Tensor, holds: list[Tensor]) -> Tensor:
     """Edges between each image's label at the level asked for and the deepest caption that holds it."""
-    levels, start = subject.taxonomy.levels, subject.selection.level
+    levels, start = subject.taxonomy.levels, _level(subject)
     ancestors = [part.labels(depth)[rows] for depth in range(len(levels))]
     # What no cone holds keeps this: the edges from its label to a root above the topmost level.
     steps = torch.full((len(rows),), float(len(levels) - start), device=rows.device)

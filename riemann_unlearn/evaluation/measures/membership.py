@@ -38,12 +38,12 @@ from torch import Tensor
 
 from riemann_unlearn.data.augment import random_view
 from riemann_unlearn.evaluation.features import CHUNK, encode_images
+from riemann_unlearn.evaluation.intervals import separation
 from riemann_unlearn.evaluation.measures.base import Measure, interval, missing, percent
 from riemann_unlearn.evaluation.probes import linear_probe
 from riemann_unlearn.evaluation.subject import Part, Subject, evenly
 from riemann_unlearn.registry import register
 
-FALSE_POSITIVE_RATE = 0.01
 Scores = dict[str, Tensor]
 _CALIBRATED = ("confidence", "classifier", "encoder")
 
@@ -92,7 +92,8 @@ class Membership(Measure):
         """What each attack tells apart.
 
         For each attack ``auc`` and ``tpr`` at 1 % false positives, each as ``[value, low, high]``;
-        ``nonmember_rate`` where the attack has one; and how many ``members`` and ``nonmembers`` there were.
+        ``nonmember_rate`` where the attack has one; and how many ``members`` and ``nonmembers`` there were
+        (of ``class_membership`` its own).
         ``likelihood_ratio`` only against an oracle, of the others.
         """
         rows = _rows(subject, self.most_scored)
@@ -113,6 +114,8 @@ class Membership(Measure):
                 report[name]["nonmember_rate"] = _nonmember_rate(scores)
         kept, gone = _class_scores(subject, rows)
         report["class_membership"] = separation(kept, gone, seed, resamples=self.resamples)
+        # Other images than the attacks' above: whole classes are told apart, by what is held out of each.
+        report["class_membership"] |= {"members": len(kept), "nonmembers": len(gone)}
         return {**report, "members": len(rows["member"]), "nonmembers": len(rows["nonmember"])}
 
     def rows(self, value: Any) -> dict[str, str]:
@@ -121,10 +124,15 @@ class Membership(Measure):
         for name, attack in value.items():
             if isinstance(attack, dict):
                 label = name.replace("_", " ")
-                rows[f"{label}: AUC"] = interval(attack["auc"])
-                rows[f"{label}: TPR at 1 % FPR"] = interval(attack["tpr"])
+                # Class membership has numbers of its own.
+                of = f" of {attack.get('members', value['members'])}"
+                against = f" against {attack.get('nonmembers', value['nonmembers'])}"
+                rows[f"{label}: AUC"] = interval(attack["auc"]) + of + against
+                rows[f"{label}: TPR at 1 % FPR"] = interval(attack["tpr"]) + of + against
                 if "nonmember_rate" in attack:
-                    rows[f"{label}: called non-members, %"] = percent(attack["nonmember_rate"])
+                    rows[f"{label}: called non-members, %"] = percent(
+                        attack["nonmember_rate"], value["members"]
+                    )
         return rows
 
     def _encoder(self, subject: Subject, rows: Mapping[str, Tensor], seed: int) -> Scores:
@@ -143,64 +151,6 @@ class Membership(Measure):
             total = torch.stack(views).sum(0).square().sum(1).double()
             scores[name] = ((total - self.views) / (self.views * (self.views - 1))).cpu()
         return scores
-
-
-def separation(
-    members: Tensor, nonmembers: Tensor, seed: int = 0, *, resamples: int = 1000
-) -> dict[str, list[float]]:
-    """AUC and TPR at 1 % FPR of a score, each with its 95 % bootstrap interval.
-
-    Parameters
-    ----------
-    members, nonmembers : Tensor, shape (N,), (M,)
-        Scores; higher should mean member. A tie counts half in the AUC and not at all in the TPR.
-    seed : int
-        Decides the resampling.
-    resamples : int
-        How often; the intervals are made of them.
-
-    Examples
-    --------
-    >>> import torch
-    >>> separation(torch.tensor([2.0, 3.0, 4.0]), torch.tensor([0.0, 1.0]))["auc"]
-    [1.0, 1.0, 1.0]
-    """
-    members, nonmembers = members.double().cpu(), nonmembers.double().cpu()
-    n, m = len(members), len(nonmembers)
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.sort(nonmembers).values
-    auc, tpr = [_auc(members, order)], [_tpr(members, nonmembers)]
-    for _ in range(resamples):
-        # Both kinds are resampled by themselves, so that their numbers stay what they were.
-        some = members[torch.randint(n, (n,), generator=generator)]
-        others = torch.sort(nonmembers[torch.randint(m, (m,), generator=generator)]).values
-        auc.append(_auc(some, others))
-        tpr.append(_tpr(some, others))
-    return {name: _interval(torch.stack(values)) for name, values in (("auc", auc), ("tpr", tpr))}
-
-
-def _auc(members: Tensor, nonmembers: Tensor) -> Tensor:
-    """Share of pairs in which the member scores higher; ``nonmembers`` are sorted."""
-    # How many are below, plus how many are not above: each tie is in one of the two, so half of the sum
-    # counts it half. In n log n, without the matrix of pairs.
-    lower = torch.searchsorted(nonmembers, members) + torch.searchsorted(nonmembers, members, right=True)
-    return lower.double().mean() / (2 * len(nonmembers))
-
-
-def _tpr(members: Tensor, nonmembers: Tensor) -> Tensor:
-    """Share of members above the lowest threshold that at most 1 % of the non-members exceed."""
-    # The (allowed + 1)-th largest: no more than `allowed` are above it. Of fewer than 100 non-members none
-    # may be, and the threshold is the largest of all.
-    allowed = int(FALSE_POSITIVE_RATE * len(nonmembers))
-    threshold = torch.topk(nonmembers, allowed + 1).values[-1]
-    return (members > threshold).double().mean()
-
-
-def _interval(values: Tensor) -> list[float]:
-    """The first value, and the 2.5 % and 97.5 % quantiles of the rest."""
-    # The first is the estimate itself, and no resample.
-    low, high = torch.quantile(values[1:], torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return [values[0].item(), low, high]
 
 
 def _rows(subject: Subject, most: int) -> dict[str, Tensor]:

@@ -59,11 +59,12 @@ class Paraphrase(Measure):
         return 1 / len(taxonomy.concepts)
 
     def compute(self, subject: Subject, references: Mapping[str, Subject], seed: int = 0) -> dict[str, Any]:
-        """``forget`` and ``retain``: recall@1; ``ties``: for each the share of images whose description ties.
+        """``forget`` and ``retain``: recall@1; ``images``: of how many; ``ties``: the share of them that tie.
 
-        It ties when its tokens, or its features, are those of another concept's. Recall is None for a group
-        in which the tokens of all do: no model could find any, and 0 would pass for forgetting. So it is for
-        a group of which no concept is described but by its name: that is recall@1 by names again.
+        An image ties when the tokens of its description, or its features, are those of another concept's.
+        Recall is None for a group in which the tokens of all do: no model could find any, and 0 would pass
+        for forgetting. So it is for a group of which no concept is described but by its name: that is
+        recall@1 by names again.
         """
         part = subject.seen
         texts = [keyword_caption(concept, concept.keywords) for concept in subject.taxonomy.concepts]
@@ -77,14 +78,18 @@ class Paraphrase(Measure):
         return {
             **{group: share(hits[mask]) if asked[mask].any() else None for group, mask in groups.items()},
             "ties": {group: share(ties[mask]) for group, mask in groups.items()},
+            "images": {group: int(mask.sum()) for group, mask in groups.items()},
         }
 
     def rows(self, value: Any) -> dict[str, str]:
         """Recall of either group, and how often it could not be had."""
-        groups = ("forget", "retain")
+        groups = value["images"]
         return {
-            **{group: percent(value[group]) for group in groups},
-            **{f"{group}: described as another is": percent(value["ties"][group]) for group in groups},
+            **{group: percent(value[group], n) for group, n in groups.items()},
+            **{
+                f"{group}: described as another is": percent(value["ties"][group], n)
+                for group, n in groups.items()
+            },
         }
 
 

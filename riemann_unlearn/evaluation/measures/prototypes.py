@@ -45,14 +45,18 @@ class Prototypes(Measure):
         return 1 / len(taxonomy.levels[taxonomy.grouping])
 
     def compute(self, subject: Subject, references: Mapping[str, Subject], seed: int = 0) -> dict[str, Any]:
-        """``forget`` and ``retain``: accuracy, or None of no image."""
+        """``forget`` and ``retain``: accuracy, or None of no image; of so many ``images`` each."""
         space, depth, test = subject.space, subject.taxonomy.grouping, subject.test
         # The labels that have images; a mean of none would be near to everything or nothing.
         present, own = torch.unique(subject.seen.labels(depth), return_inverse=True)
         means = space.mean(subject.seen.features, own, len(present))
         hits = present[nearest(space, test.features, means, 1)[:, 0]] == test.labels(depth)
-        return {"forget": share(hits[test.forgotten]), "retain": share(hits[~test.forgotten])}
+        groups = {"forget": test.forgotten, "retain": ~test.forgotten}
+        return {
+            **{group: share(hits[mask]) for group, mask in groups.items()},
+            "images": {group: int(mask.sum()) for group, mask in groups.items()},
+        }
 
     def rows(self, value: Any) -> dict[str, str]:
         """Accuracy of either group."""
-        return {group: percent(value[group]) for group in ("forget", "retain")}
+        return {group: percent(value[group], n) for group, n in value["images"].items()}

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from riemann_unlearn.evaluation.features import nearest
-from riemann_unlearn.evaluation.measures.base import Measure, missing, number, percent, share
+from riemann_unlearn.evaluation.intervals import mean_of_two, separation, wilson
+from riemann_unlearn.evaluation.measures.base import Measure, interval, missing, percent, share
 from riemann_unlearn.evaluation.probes import SHOTS, fit_regression, linear_probe, shots_figure, shots_text
 from riemann_unlearn.evaluation.subject import Part, Subject
 from riemann_unlearn.registry import register
@@ -73,10 +74,10 @@ class Recovery(Measure):
     def compute(self, subject: Subject, references: Mapping[str, Subject], seed: int = 0) -> dict[str, Any]:
         """What frozen features give back of the forgotten.
 
-        ``linear_probe`` (``recall``, ``retain_accuracy``, ``roc_auc``, ``balanced_accuracy``), ``knn`` and
-        ``prototype`` (``recall``, ``retain_accuracy``), ``few_shot_prototype`` (``shots``, ``recall``),
-        ``chance``: of the recalls, one over the number of classes; and how many forgotten ``images`` were
-        asked about.
+        ``linear_probe`` (``recall``, ``retain_accuracy``; ``roc_auc`` and ``balanced_accuracy`` as [value,
+        low, high]), ``knn`` and ``prototype`` (``recall``, ``retain_accuracy``), ``few_shot_prototype``
+        (``shots``, ``recall``), ``chance``: of the recalls, one over the number of classes; and how many
+        forgotten ``images`` and ``retained`` ones were asked about.
         """
         seen, test, space = subject.seen, subject.test, subject.space
         # A class without a seen image cannot be predicted by anything that is fit on these, so it is no
@@ -92,29 +93,34 @@ class Recovery(Measure):
         voters = nearest(space, test.features, seen.features, min(self.neighbours, len(seen)))
         means = space.mean(seen.features, own, len(present))
         return {
-            "linear_probe": {**score(probe), **_binary_probe(seen, test)},
+            "linear_probe": {**score(probe), **_binary_probe(seen, test, seed)},
             "knn": score(torch.mode(own[voters], dim=1).values),
             "prototype": score(nearest(space, test.features, means, 1)[:, 0]),
             "few_shot_prototype": self._few_shots(subject, own, len(present), score, seed),
             "chance": 1 / len(present),
             "images": int(test.forgotten.sum()),
+            "retained": int((~test.forgotten).sum()),
         }
 
     def rows(self, value: Any) -> dict[str, str]:
         """Every probe's recall, and what the first two say of the retained."""
-        few = value["few_shot_prototype"]
+        few, probe, n, kept = (
+            value[name] for name in ("few_shot_prototype", "linear_probe", "images", "retained")
+        )
+        told = {
+            name: "–" if probe[name] is None else f"{interval(probe[name])} of {n} against {kept}"
+            for name in ("roc_auc", "balanced_accuracy")
+        }
         return {
-            "linear probe: recall of the forgotten, %": percent(value["linear_probe"]["recall"]),
-            "linear probe: accuracy on the retained, %": percent(value["linear_probe"]["retain_accuracy"]),
-            "forgotten against retained: ROC-AUC": number(value["linear_probe"]["roc_auc"], 3),
-            "forgotten against retained: balanced acc., %": percent(
-                value["linear_probe"]["balanced_accuracy"]
-            ),
-            "k-NN: recall of the forgotten, %": percent(value["knn"]["recall"]),
-            "prototypes: recall of the forgotten, %": percent(value["prototype"]["recall"]),
+            "linear probe: recall of the forgotten, %": percent(probe["recall"], n),
+            "linear probe: accuracy on the retained, %": percent(probe["retain_accuracy"], kept),
+            "forgotten against retained: ROC-AUC": told["roc_auc"],
+            "forgotten against retained: balanced accuracy": told["balanced_accuracy"],
+            "k-NN: recall of the forgotten, %": percent(value["knn"]["recall"], n),
+            "prototypes: recall of the forgotten, %": percent(value["prototype"]["recall"], n),
             **{
-                f"prototypes, {shots_text(n)}: recall, %": percent(recall)
-                for n, recall in zip(few["shots"], few["recall"], strict=True)
+                f"prototypes, {shots_text(shots)}: recall, %": percent(recall, n)
+                for shots, recall in zip(few["shots"], few["recall"], strict=True)
             },
             "chance of a recall, %": percent(value["chance"]),
         }
@@ -154,10 +160,8 @@ class Recovery(Measure):
         return {"shots": shots, "recall": recalls}
 
 
-def _binary_probe(seen: Part, test: Part) -> dict[str, float | None]:
+def _binary_probe(seen: Part, test: Part, seed: int) -> dict[str, list[float] | None]:
     """Of a probe that tells forgotten from retained; nothing where there is nothing to tell apart."""
-    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-
     # That both parts show something forgotten, unmet has seen to. Something retained they may lack.
     gone = test.forgotten.cpu()
     # One kind alone has no ROC curve, and a regression cannot be fit to it.
@@ -166,7 +170,15 @@ def _binary_probe(seen: Part, test: Part) -> dict[str, float | None]:
     regression, standardized = fit_regression(
         seen.features, seen.forgotten, test.features, class_weight="balanced"
     )
+    scores = torch.from_numpy(regression.decision_function(standardized))
+    # The regression says "forgotten" where its score is above 0.
+    found = (scores > 0) == gone
+    shares = [(found[mask].double().mean().item(), int(mask.sum())) for mask in (gone, ~gone)]
+    (hit, _), (spared, _) = shares
     return {
-        "roc_auc": float(roc_auc_score(gone, regression.decision_function(standardized))),
-        "balanced_accuracy": float(balanced_accuracy_score(gone, regression.predict(standardized))),
+        "roc_auc": separation(scores[gone], scores[~gone], seed)["auc"],
+        "balanced_accuracy": [
+            (hit + spared) / 2,
+            *mean_of_two(hit, wilson(*shares[0]), spared, wilson(*shares[1])),
+        ],
     }

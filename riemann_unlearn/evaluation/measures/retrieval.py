@@ -39,36 +39,38 @@ class Retrieval(Measure):
 
     def compute(
         self, subject: Subject, references: Mapping[str, Subject], seed: int = 0
-    ) -> dict[str, dict[str, float | None]]:
+    ) -> dict[str, dict[str, Any]]:
         """Recalls by group of concepts.
 
         For each group ``image_to_text_at_1``, ``..._at_5``, ``text_to_image_at_1``, ``..._at_5``, or None
-        for a group without images. A tie counts against the model; a name that reads the same as another is
-        not asked.
+        for a group without images; and how many ``images`` and ``names`` were asked about. A tie counts
+        against the model; a name that reads the same as another is not asked.
         """
         part, names, space = subject.test, subject.captions[0], subject.space
         image_rank = ranks(space, part.features, names.features, part.concept)
         # Only names that have images: of the others no image could be the right one.
         present, own = torch.unique(part.concept, return_inverse=True)
         text_rank = _ranks_of_texts(space, part.features, names.features[present], own)
-        return {
-            group: {
-                f"{direction}_at_{k}": share((rank < k)[(mask & ~names.shared)[concept]])
-                for direction, rank, concept in (
-                    ("image_to_text", image_rank, part.concept),
-                    ("text_to_image", text_rank, present),
-                )
-                for k in AT
-            }
-            for group, mask in subject.groups.items()
-        }
+        report: dict[str, dict[str, Any]] = {}
+        for group, mask in subject.groups.items():
+            report[group] = {}
+            for direction, rank, concept, asked in (
+                ("image_to_text", image_rank, part.concept, "images"),
+                ("text_to_image", text_rank, present, "names"),
+            ):
+                chosen = (mask & ~names.shared)[concept]
+                report[group] |= {f"{direction}_at_{k}": share((rank < k)[chosen]) for k in AT}
+                report[group][asked] = int(chosen.sum())
+        return report
 
     def rows(self, value: Any) -> dict[str, str]:
         """Every recall of every group."""
         return {
-            f"{group}: {direction.replace('_', ' ')}, recall@{k}": percent(recalls[f"{direction}_at_{k}"])
+            f"{group}: {direction.replace('_', ' ')}, recall@{k}": percent(
+                recalls[f"{direction}_at_{k}"], recalls[asked]
+            )
             for group, recalls in value.items()
-            for direction in ("image_to_text", "text_to_image")
+            for direction, asked in (("image_to_text", "images"), ("text_to_image", "names"))
             for k in AT
         }
 

@@ -81,9 +81,10 @@ class ZeroShot(Measure):
             where = {"seen": "seen", "heldout": "held out"}[part]
             for group, metrics in groups.items():
                 for level, figures in metrics["levels"].items():
-                    rows[f"{group}: {level}, {where}"] = percent(figures["accuracy"])
-                rows[f"{group}: {next(iter(metrics['levels']))} in top 5, {where}"] = percent(
-                    metrics["recall_at_5"]
+                    rows[f"{group}: {level}, {where}"] = percent(figures["accuracy"], figures["images"])
+                level, figures = next(iter(metrics["levels"].items()))
+                rows[f"{group}: {level} in top 5, {where}"] = percent(
+                    metrics["recall_at_5"], figures["images"]
                 )
         return rows
 

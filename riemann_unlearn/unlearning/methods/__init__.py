@@ -15,6 +15,7 @@ from riemann_unlearn.unlearning.methods.base import (
     setting,
 )
 from riemann_unlearn.unlearning.methods.finetune import Finetune
+from riemann_unlearn.unlearning.methods.generalize import Generalize
 from riemann_unlearn.unlearning.methods.gradient_ascent import GradientAscent
 from riemann_unlearn.unlearning.methods.hac import HAC
 from riemann_unlearn.unlearning.methods.l1_sparse import L1Sparse
@@ -30,6 +31,7 @@ __all__ = [
     "METHODS",
     "DirectMethod",
     "Finetune",
+    "Generalize",
     "GradientAscent",
     "GradientMethod",
     "L1Sparse",
@@ -45,9 +47,11 @@ __all__ = [
     "setting",
 ]
 
-# Here, for the order in which they are listed: the default first, then the papers', then the baselines.
+# Here, for the order in which they are listed: the default and ours first, then the papers', then the
+# baselines.
 for method in (
     Tilt,
+    Generalize,
     HAC,
     AC,
     Finetune,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from riemann_unlearn.losses import AlignmentCalibration
-from riemann_unlearn.losses.calibration import GAMMA
 from riemann_unlearn.spaces import Cosine
 from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, setting
 from riemann_unlearn.unlearning.problem import Problem, Step
+
+RETIRED = {
+    "epsilon": "alpha and beta are in logits now, as gamma was: multiply both by epsilon and divide by the "
+    "model's logit scale, multiply every other calibration weight by epsilon, and leave epsilon out"
+}
+"""With it went the unit of α and β, so a file of settings from before, which has it, is not misread."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +31,19 @@ class AC(GradientMethod):
     name: ClassVar[str] = "ac"
     description: ClassVar[str] = "Alignment Calibration"
     paper: ClassVar[str] = "arXiv 2406.03603"
+    retired: ClassVar[Mapping[str, str]] = RETIRED
 
     learning_rate: float = setting(5e-5, 1e-8, 1.0, "of Riemannian Adam")
     steps: int = setting(100, 1, 1_000_000, "optimizer steps")
-    epsilon: float = setting(0.3, 0, 1e4, "weight of all calibration terms")
-    alpha: float = setting(1.0, 0, 1e4, "weight of negative alignment calibration")
-    beta: float = setting(1.0, 0, 1e4, "weight of positive alignment calibration")
-    gamma: float = setting(GAMMA, 0, 1e4, "weight of performance preserving")
+    alpha: float = setting(1.0, 0, 1e4, "weight of negative alignment calibration, in logits")
+    beta: float = setting(0.5, 0, 1e4, "weight of positive alignment calibration, in logits")
+    gamma: float = setting(0.5, 0, 1e4, "weight of performance preserving, in logits")
     # Not a bool: settings are numbers in a range, and a bool is refused.
     cosine: int = setting(0, 0, 1, "1: by cosine, whatever the model's space is")
 
     def objective(self, problem: Problem) -> Objective:
         """AC's terms, summed over the levels."""
-        loss = AlignmentCalibration(
-            alpha=self.alpha,
-            beta=self.beta,
-            gamma=self.gamma,
-            epsilon=self.epsilon,
-        )
+        loss = AlignmentCalibration(alpha=self.alpha, beta=self.beta, gamma=self.gamma)
 
         def terms(step: Step) -> dict[str, Tensor]:
             # With the model's own τ: only what it multiplies is another similarity.

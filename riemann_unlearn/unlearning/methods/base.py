@@ -49,6 +49,8 @@ class Method(ABC):
     name: ClassVar[str]
     description: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    retired: ClassVar[Mapping[str, str]] = {}
+    """Settings that there were, and what to write instead."""
 
     def __post_init__(self) -> None:
         """Refuse settings outside their ranges; a field that is no :func:`setting` is not looked at."""
@@ -170,6 +172,8 @@ def create_method(method: str | type[Method] | Method, settings: Mapping[str, An
     # Asked here and not left to __init__, whose TypeError would name neither the method nor its settings.
     known = [setting.name for setting in fields(entry)]
     if unknown := sorted(set(settings) - set(known)):
+        if instead := entry.retired.get(unknown[0]):
+            raise ValueError(f"{entry.name} has no setting {unknown[0]!r} any more: {instead}")
         hint = did_you_mean(unknown[0], known)
         raise ValueError(f"{entry.name} has no setting {unknown[0]!r}; {hint}It has: {', '.join(known)}")
     needed = [f.name for f in fields(entry) if f.default is MISSING and f.default_factory is MISSING]
@@ -184,6 +188,6 @@ def list_methods() -> list[type[Method] | Method]:
     Examples
     --------
     >>> [method.name for method in list_methods()][:3]
-    ['tilt', 'hac', 'ac']
+    ['tilt', 'generalize', 'hac']
     """
     return list(METHODS.values())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from riemann_unlearn.losses import HyperbolicAlignmentCalibration
-from riemann_unlearn.losses.calibration import GAMMA
+from riemann_unlearn.unlearning.methods.ac import RETIRED
 from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, setting
 from riemann_unlearn.unlearning.problem import Problem, Step
 
@@ -26,13 +27,13 @@ class HAC(GradientMethod):
     name: ClassVar[str] = "hac"
     description: ClassVar[str] = "Hyperbolic Alignment Calibration"
     paper: ClassVar[str] = "arXiv 2503.15166"
+    retired: ClassVar[Mapping[str, str]] = RETIRED
 
     learning_rate: float = setting(5e-5, 1e-8, 1.0, "of Riemannian Adam")
     steps: int = setting(100, 1, 1_000_000, "optimizer steps")
-    epsilon: float = setting(1.0, 0, 1e4, "weight of all calibration terms")
-    alpha: float = setting(1.0, 0, 1e4, "weight of negative alignment calibration")
-    beta: float = setting(1.0, 0, 1e4, "weight of positive alignment calibration")
-    gamma: float = setting(GAMMA, 0, 1e4, "weight of performance preserving")
+    alpha: float = setting(1.0, 0, 1e4, "weight of negative alignment calibration, in logits")
+    beta: float = setting(0.5, 0, 1e4, "weight of positive alignment calibration, in logits")
+    gamma: float = setting(0.5, 0, 1e4, "weight of performance preserving, in logits")
     omega: float = setting(1.0, 0, 1e4, "weight of entailment calibration")
     eta: float = setting(1.0, 0, 1e4, "weight of norm regularization")
     entailment_weight: float = setting(0.2, 0, 1e4, "weight of the retain pairs' entailment")

@@ -10,6 +10,9 @@ from typing import ClassVar
 
 from riemann_unlearn import processes
 from riemann_unlearn.evaluation import zero_shot
+from riemann_unlearn.models import DualEncoder
+from riemann_unlearn.models import load as load_model
+from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
 from riemann_unlearn.runs import CHECKPOINT_NAME
 from riemann_unlearn.training import TrainConfig, train
 from riemann_unlearn.unlearning.methods.base import DirectMethod, setting
@@ -21,9 +24,9 @@ class Retrain(DirectMethod):
     """Train a new model of the same architecture on the retained images alone.
 
     Exact by definition, and as dear as the training was. The defaults are the recipe of the bundled emoji
-    models; another model should be retrained as it was trained. Images of what is to be forgotten are
-    left out at every level, so unlike the other methods the oracle has not seen them as examples of
-    the level above either.
+    models, every stage of it; another model should be retrained as it was trained. Images of what is to be
+    forgotten are left out at every level, so unlike the other methods the oracle has not seen them as
+    examples of the level above either.
     """
 
     name: ClassVar[str] = "retrain"
@@ -36,13 +39,20 @@ class Retrain(DirectMethod):
     weight_decay: float = setting(0.1, 0, 10, "of AdamW")
     entailment_weight: float = setting(0.02, 0, 1e4, "λ, of a hyperbolic model")
     group: int = setting(8, 1, 1_000_000, "images of a class that go into a batch together")
+    tree_epochs: int = setting(0, 0, 100_000, "passes with the objective 'tree' after those; 0 is none")
+    tree_learning_rate: float = setting(1e-3, 1e-8, 1.0, "of AdamW in those")
+    tree_entailment_weight: float = setting(2.0, 0, 1e4, "λ in those")
+
+    def unmet(self, problem: Problem) -> str | None:
+        """A tree needs two levels; it is said now and not when the first training is over."""
+        if self.tree_epochs and len(problem.taxonomy.levels) < 2:
+            return "the objective 'tree' needs data with a level above the concepts; set tree_epochs to 0"
+        return None
 
     def apply(self, problem: Problem, *, seed: int, folder: Path | None, progress: bool) -> None:
         """Train, and take over the weights; a training in ``folder`` is gone on with."""
-        model, dataset = problem.model, problem.dataset
-        retained = ~problem.selection.concepts.cpu()[dataset.seen.concept]
         config = TrainConfig(
-            data=dataset.name,
+            data=problem.dataset.name,
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
@@ -52,24 +62,47 @@ class Retrain(DirectMethod):
             # Once, at the end: nothing depends on the figures in between.
             evaluate_every=self.epochs,
             seed=seed,
-            device=str(model.device),
+            device=str(problem.model.device),
         )
         with tempfile.TemporaryDirectory() as scratch:
-            where = (folder or Path(scratch)) / "retrain"
-            resume = processes.agreed((where / CHECKPOINT_NAME).is_file)
-            # What may be left of one that had not come to its first checkpoint.
-            if not resume and processes.first():
-                shutil.rmtree(where, ignore_errors=True)
-            trained = train(
-                model.config,
-                config,
-                where,
-                # Held-out images stay as they are, those of the forgotten too: they are measured and not
-                # trained on.
-                data=replace(dataset, seen=dataset.seen.subset(retained)),
-                measure=zero_shot,
-                resume=resume,
-                progress=progress,
-            )
+            # Of several processes the first one's, in which all trainings are.
+            home = processes.agreed(lambda: folder or Path(scratch))
+            trained = _trained(problem, config, home / "retrain", progress)
+            if self.tree_epochs:
+                # From its own first training: other weights may have seen what is to be forgotten.
+                tree = replace(
+                    config,
+                    objective="tree",
+                    start=str(home / "retrain" / WEIGHTS_NAME),
+                    epochs=self.tree_epochs,
+                    learning_rate=self.tree_learning_rate,
+                    entailment_weight=self.tree_entailment_weight,
+                    evaluate_every=self.tree_epochs,
+                )
+                trained = _trained(problem, tree, home / "retrain-tree", progress)
         # Into the caller's model, which is the one that is saved and returned.
-        model.load_state_dict(trained.state_dict())
+        problem.model.load_state_dict(trained.state_dict())
+
+
+def _trained(problem: Problem, config: TrainConfig, where: Path, progress: bool) -> DualEncoder:
+    """A model of the problem's architecture, trained on the retained images alone in a folder of its own."""
+    dataset = problem.dataset
+    resume, done = processes.agreed(
+        lambda: tuple((where / name).is_file() for name in (CHECKPOINT_NAME, WEIGHTS_NAME))
+    )
+    if not resume and done:
+        return load_model(where).to(problem.model.device)
+    # What may be left of one that had not come to its first checkpoint.
+    if not resume and processes.first():
+        shutil.rmtree(where, ignore_errors=True)
+    retained = ~problem.selection.concepts.cpu()[dataset.seen.concept]
+    return train(
+        problem.model.config,
+        config,
+        where,
+        # Held-out images stay as they are, those of the forgotten too: they are measured and not trained on.
+        data=replace(dataset, seen=dataset.seen.subset(retained)),
+        measure=zero_shot,
+        resume=resume,
+        progress=progress,
+    )

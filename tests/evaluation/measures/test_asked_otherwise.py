@@ -63,6 +63,7 @@ def test_prototypes_are_the_means_of_the_seen_images(world: Dataset, model: Dual
         hits.append(int(one.space.pairwise(feature[None], means).argmax()) == label)
     expected = [hit for hit, chosen in zip(hits, one.test.forgotten.tolist(), strict=True) if chosen]
     assert got["forget"] == pytest.approx(sum(expected) / len(expected))
+    assert got["images"] == {"forget": 3, "retain": 5}
 
 
 CONCEPTS = [
@@ -84,7 +85,8 @@ def test_keywords_are_asked_for_whole_and_a_tie_is_told() -> None:
     # Two of four retained and forgotten images are called as another is; none can be found by it.
     assert got["ties"] == {"forget": 0.5, "retain": pytest.approx(1 / 3)}
     assert not hits[one.seen.concept == 2].any()
-    assert Paraphrase().rows(got)["forget: described as another is"] == "50.0"
+    assert Paraphrase().rows(got)["forget: described as another is"] == "50.0 [15.0, 85.0] of 4"
+    assert got["images"] == {"forget": 4, "retain": 6}
     # No model could find any rose or tulip so.
     plants = Paraphrase().compute(encode(model, data, data.taxonomy.select(["rose", "tulip"])), {})
     assert (plants["forget"], plants["ties"]["forget"]) == (None, 1.0)

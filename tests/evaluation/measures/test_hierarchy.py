@@ -37,7 +37,7 @@ def test_radii_are_in_units_of_the_curvature_radius() -> None:
 
 def test_what_lies_outwards_on_the_ray_is_inside_the_cone() -> None:
     got = Hierarchy().compute(made(), {})
-    inside = {"share": 0.0, "excess": 0.0}
+    inside = {"share": 0.0, "pairs": 2, "excess": 0.0}
     for pair in ("image under name", "image under category", "name under subcategory"):
         assert got["violations"][pair]["forget"] == inside
     # Of the three retained images the duck is on the wrong side, at an angle of π.

@@ -86,9 +86,24 @@ def test_at_the_topmost_level_there_is_no_parent() -> None:
     figures = got["parts"]["seen images"]["forget"]
     assert got["above"] is None
     assert figures["own"] == 1.0
-    assert figures["parent"] is figures["landed"] is None
+    # The root's cone holds everything, so it landed if no category's holds it.
+    assert figures["parent"] is figures["foreign"] is None
+    assert (figures["sibling"], figures["landed"]) == (0.0, 0.0)
+    assert Landing().rows(got)["forget, seen images: in the cone of no category there, %"] == "0.0"
     assert "neighbours, seen images" not in " ".join(Landing().rows(got))
     assert Landing().figure({"after": got}) is None
+
+
+def test_where_all_of_a_label_goes_its_own_level_is_left() -> None:
+    """With fruit and drink food itself is gone: to be in its cone is not to have landed."""
+    one = made(GENERALIZED)
+    selection = one.taxonomy.select(["fruit", "drink"])
+    part = one.seen.__class__(one.seen.samples, one.seen.features, selection, one.seen.what)
+    got = Landing().compute(one.__class__(one.model, selection, part, None, one.captions), {})
+    assert (got["level"], got["above"]) == ("category", None)
+    # The image on the axis of food, and the one of a drink.
+    assert got["parts"]["seen images"]["forget"]["own"] == 1.0
+    assert got["parts"]["seen images"]["forget"]["landed"] == 0.0
 
 
 def test_it_needs_cones_and_forgotten_images() -> None:
@@ -104,7 +119,9 @@ def test_rows_and_picture_are_made_from_json() -> None:
     got = {role: Landing().compute(made(apple), {}) for role, apple in (("before", HOME), ("after", SIBLING))}
     got = json.loads(json.dumps(got))
     rows = Landing().rows(got["after"])
-    assert rows["forget, seen images: in the cone of another subcategory of its category, %"] == "100.0"
+    assert rows["forget, seen images: in the cone of another subcategory of its category, %"].startswith(
+        "100.0 ["
+    )
     assert rows["forget, seen images: steps in the tree to the deepest cone"] == "3.00"
     picture = got["after"]["picture"]
     assert (picture["parent"], picture["label"]) == ("food", "fruit")

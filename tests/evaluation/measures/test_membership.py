@@ -13,8 +13,9 @@ from torch.nn.functional import cosine_similarity, normalize
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.data.augment import random_view
 from riemann_unlearn.evaluation.features import encode_images
+from riemann_unlearn.evaluation.intervals import separation
 from riemann_unlearn.evaluation.measures import membership as module
-from riemann_unlearn.evaluation.measures.membership import Membership, separation
+from riemann_unlearn.evaluation.measures.membership import Membership
 from riemann_unlearn.evaluation.subject import encode
 from riemann_unlearn.models import DualEncoder
 from tests.evaluation.worlds import subject, without_heldout
@@ -97,6 +98,11 @@ def test_an_image_learned_by_heart_is_found_out() -> None:
     assert got["confidence"]["tpr"] == [1.0, 1.0, 1.0]
     assert got["confidence"]["nonmember_rate"] == 0.0
     assert (got["members"], got["nonmembers"]) == (12, 12)
+    assert (got["class_membership"]["members"], got["class_membership"]["nonmembers"]) == (18, 12)
+    rows = Membership().rows(got)
+    assert rows["confidence: AUC"] == "1.00 [1.00, 1.00] of 12 against 12"
+    assert rows["class membership: AUC"].endswith("of 18 against 12")
+    assert rows["confidence: called non-members, %"] == "0.0 [0.0, 24.2] of 12"
     other = Membership().compute(oracle, {"oracle": oracle})
     assert other["confidence"]["auc"][0] == 0.5
     assert "likelihood_ratio" not in other

@@ -31,7 +31,16 @@ def test_what_is_in_the_features_is_found_without_text() -> None:
     got = Recovery().compute(made(torch.eye(5), ["fruit"]), {})
     for name in ("linear_probe", "knn", "prototype"):
         assert got[name]["recall"] == got[name]["retain_accuracy"] == 1.0
-    assert got["linear_probe"]["roc_auc"] == got["linear_probe"]["balanced_accuracy"] == 1.0
+    assert got["linear_probe"]["roc_auc"] == [1.0, 1.0, 1.0]
+    balanced = got["linear_probe"]["balanced_accuracy"]
+    assert (balanced[0], balanced[2]) == (1.0, 1.0)
+    # Of 8 and 12 images: Wilson's lower ends are 1/(1 + z²/n), and each counts half.
+    ends = [1 / (1 + 1.959964**2 / n) for n in (8, 12)]
+    assert balanced[1] == pytest.approx(1 - ((1 - ends[0]) ** 2 + (1 - ends[1]) ** 2) ** 0.5 / 2)
+    assert (got["images"], got["retained"]) == (8, 12)
+    rows = Recovery().rows(got)
+    assert rows["k-NN: recall of the forgotten, %"] == "100.0 [67.6, 100.0] of 8"
+    assert rows["forgotten against retained: ROC-AUC"] == "1.00 [1.00, 1.00] of 8 against 12"
     assert got["few_shot_prototype"]["shots"] == [1, 2, 4, 8, 16]
     assert got["few_shot_prototype"]["recall"][-1] == 1.0
     assert got["chance"] == 1 / 3  # three subcategories
@@ -43,7 +52,7 @@ def test_what_lies_among_another_class_is_not_found() -> None:
     got = Recovery().compute(made(centres, ["coffee"], spread=0.0), {})
     assert got["prototype"]["retain_accuracy"] < 1.0
     # Among the forgotten and the retained there are ducks of either name: nothing tells them apart.
-    assert got["linear_probe"]["roc_auc"] == pytest.approx(1 - 1 / 8)
+    assert got["linear_probe"]["roc_auc"][0] == pytest.approx(1 - 1 / 8)
 
 
 def test_a_forgotten_concept_of_a_group_is_a_class_of_its_own() -> None:

@@ -37,4 +37,9 @@ def test_a_tie_counts_against_the_model_and_nothing_has_no_recall() -> None:
     one = subject(["owl"], (concept, torch.ones(2, 5)), None, features=(torch.ones(5, 5),) * 3)
     got = Retrieval().compute(one, {})
     assert got["retain"]["image_to_text_at_1"] == got["retain"]["text_to_image_at_1"] == 0.0
+    assert (got["forget"].pop("images"), got["forget"].pop("names")) == (0, 0)
     assert set(got["forget"].values()) == {None}
+    assert (got["retain"]["images"], got["retain"]["names"]) == (2, 2)
+    rows = Retrieval().rows(Retrieval().compute(one, {}))
+    assert rows["retain: text to image, recall@1"] == "0.0 [0.0, 65.8] of 2"
+    assert rows["forget: text to image, recall@1"] == "–"
