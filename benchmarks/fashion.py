@@ -36,7 +36,7 @@ from riemann_unlearn.evaluation.measures.recovery import Recovery
 from riemann_unlearn.evaluation.measures.relearning import Relearning
 from riemann_unlearn.evaluation.subject import MOST_SEEN
 from riemann_unlearn.models import DualEncoder
-from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
+from riemann_unlearn.models.origins import WEIGHTS_NAME
 from riemann_unlearn.report.text import markdown
 from riemann_unlearn.training import TrainConfig, train
 

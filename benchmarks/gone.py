@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = () if options.table else itertools.product(options.seeds, options.counts)
     for seed, count in asked:
         # The oracle last: it takes longest, and tables of the others can be had without it.
-        runs = [("before", {}, 0)]
+        runs: list[tuple[str, dict[str, float], int]] = [("before", {}, 0)]
         runs += [(method, settings(method, options.set), seed) for method in options.methods]
         runs += [("oracle", settings(ORACLE), seed)]
         for (method, changed, own_seed), forget in itertools.product(runs, groups(count)):

@@ -64,7 +64,9 @@ class RunConfig(Config):
         "what to forget: a concept or a label of any level of the data (default: food-fruit)",
         metavar="CONCEPT",
     )
-    model: str = option("meru-emoji", "bundled model or checkpoint")
+    model: str = option(
+        "meru-emoji", "bundled model, checkpoint or folder, open_clip:ARCHITECTURE/TAG or hf-hub:OWNER/NAME"
+    )
     data: str = option("emoji", "bundled dataset or folder of shards")
     method: str = option("tilt", "see 'riemann-unlearn list methods'")
     settings: Mapping[str, Any] = option(
@@ -79,6 +81,12 @@ class RunConfig(Config):
     )
     retain_batch: int | None = option(
         None, "other pairs in a batch (default: the method's)", low=1, metavar="N"
+    )
+    train: str = option(
+        "all",
+        "which of the weights that the method moves: all, a tower's, those of each tower's last N blocks, or "
+        "corrections of rank R to its matrices",
+        choices=("all", "image", "text", "last-N", "lora:R"),
     )
     saliency: float = option(
         1.0,

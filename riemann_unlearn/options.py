@@ -48,7 +48,7 @@ def option(
     above : float, optional
         A lower bound that is not allowed itself.
     choices : sequence of str
-        The values there are.
+        The values there are. One that ends in a capital letter has any number from 1 on in its place.
     metavar : str, optional
         What stands for the value in ``--help``.
     flag : str, optional
@@ -317,9 +317,17 @@ def _text(value: Any) -> str:
 
 
 def _chosen(value: str, choices: Sequence[str]) -> str:
-    if choices and value not in choices:
+    if choices and not any(_is_of_form(value, choice) for choice in choices):
         raise ValueError
     return value
+
+
+def _is_of_form(value: str, choice: str) -> bool:
+    """Whether a value is a choice, or one with a number where the choice has a capital letter."""
+    if not choice[-1].isupper():
+        return value == choice
+    number = value.removeprefix(choice[:-1])
+    return number != value and number.isascii() and number.isdecimal() and number[0] != "0"
 
 
 def _number(value: Any, kind: type) -> float:

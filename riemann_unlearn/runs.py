@@ -33,7 +33,7 @@ import torch
 from riemann_unlearn import processes
 from riemann_unlearn._yaml import dump_yaml, read_yaml
 from riemann_unlearn.io import atomic_write
-from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
+from riemann_unlearn.models.origins import WEIGHTS_NAME
 
 CONFIG_NAME = "config.yaml"
 HISTORY_NAME = "history.jsonl"

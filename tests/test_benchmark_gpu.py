@@ -32,7 +32,11 @@ def test_it_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ran: list[str] = []
 
     def section(name: str) -> Any:
-        return lambda device: ran.append(name) or {"rows": [name]}
+        def run(device: torch.device) -> dict[str, Any]:
+            ran.append(name)
+            return {"rows": [name]}
+
+        return run
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")

@@ -221,10 +221,10 @@ def test_train_makes_a_model_that_runs(
         ("train.yaml", 'epochs: "2"', "train.yaml: epochs must be a whole number, at least 1, got '2'"),
         ("train.yaml", "epochs: [", "train.yaml is not valid YAML"),
         ("train.yaml", "data: none", "no dataset 'none'"),
-        ("model.json", "{", "model.json is not valid JSON"),
-        ("model.json", "[1]", "model.json must hold a JSON object, got list"),
+        ("model.json", "{", "model.json is not JSON"),
+        ("model.json", "[1]", "model.json is a list, expected a mapping"),
         ("model.json", "{}", "the model configuration lacks 'model_cfg'"),
-        ("none.json", "", "expected one of meru-emoji, clip-emoji, or the path of a JSON configuration"),
+        ("none.json", "", "expected one of meru-emoji, clip-emoji, open_clip:ARCHITECTURE, or the path"),
     ],
 )
 def test_a_bad_training_leaves_nothing_behind(

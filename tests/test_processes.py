@@ -28,9 +28,8 @@ from riemann_unlearn.unlearning.problem import ForgetAndRetain
 from tests.conftest import make_model, model_config
 
 # One process imports everything, the others are forks of it.
-CONTEXT = multiprocessing.get_context(os.environ.get("TRY", "forkserver"))
-if not os.environ.get("TRY"):
-    CONTEXT.set_forkserver_preload([__name__])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
 LONGEST = 300
 """Seconds until a test gives up; a process that waits for one that died would wait for hours."""
 
@@ -62,10 +61,14 @@ def _member(rank: int, size: int, port: int, work: Work, world: Path, folder: Pa
     torch.set_num_threads(1)
     for name in ("stdout", "stderr"):
         setattr(sys, name, (folder / f"{name}-{rank}").open("w"))
-    code = work(world, folder) if work in COMMANDS else _inside(work, world, folder)
+    code = 0
+    if work in COMMANDS:
+        code = work(world, folder)
+    else:
+        _inside(work, world, folder)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code or 0)
+    os._exit(code)
 
 
 def _inside(work: Work, world: Path, folder: Path) -> None:
@@ -130,7 +133,11 @@ def features(world: Path, folder: Path) -> list[torch.Tensor]:
 
 def whole_run(world: Path, folder: Path, name: str = "whole", **options: Any) -> list[dict[str, Any]]:
     model = make_model("MERU")
-    asked = {"forget": "food-fruit", "method": "hac", "settings": {"steps": 4, "learning_rate": 1e-3}}
+    asked: dict[str, Any] = {
+        "forget": "food-fruit",
+        "method": "hac",
+        "settings": {"steps": 4, "learning_rate": 1e-3},
+    }
     asked |= {"forget_batch": 4, "retain_batch": 7, "saliency": 0.5, "progress": False}
     result = ru.unlearn(model, data.load(world), output=folder / name, **(asked | options))
     return [{**result.metrics, "seconds": 0}, *result.history]

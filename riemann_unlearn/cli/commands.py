@@ -88,21 +88,13 @@ def train(options: argparse.Namespace) -> None:
     from riemann_unlearn import processes, training
     from riemann_unlearn.evaluation import zero_shot
     from riemann_unlearn.models import list_models
+    from riemann_unlearn.models.origins import configuration
 
+    model_config = configuration(options.model)
     # A bundled name goes before a file of that name.
-    bundled = {info.name: info.path for info in list_models()}
-    if options.model in bundled:
-        model_file = bundled[options.model] / "open_clip_config.json"
-        source = options.config_file or bundled[options.model] / "train.yaml"
-    else:
-        model_file, source = Path(options.model), options.config_file
-        if not model_file.exists():
-            raise ValueError(
-                f"no model {options.model!r}: expected one of {', '.join(bundled)}, or the path of a JSON "
-                "configuration"
-            )
+    bundled = {info.name: info.path / "train.yaml" for info in list_models()}
+    source = options.config_file or bundled.get(options.model)
     config = TrainConfig(**asked) if source is None else TrainConfig.read_yaml(source, **asked)
-    model_config = _read_json(model_file)
     training.train(model_config, config, options.output, measure=zero_shot, resume=options.resume)
     if processes.first():
         print(f"Written to {options.output}.")
@@ -234,10 +226,10 @@ def _metrics_in(folder: Path) -> dict[str, Any]:
 
 def _untouched(metrics: dict[str, Any]) -> str | None:
     """The model that a run is of, by its metrics; None where it cannot be found any more, which is said."""
-    from riemann_unlearn.models import list_models
+    from riemann_unlearn.models.origins import is_name
 
     model = metrics.get("model")
-    if model is None or Path(model).exists() or model in {info.name for info in list_models()}:
+    if model is None or Path(model).exists() or is_name(model):
         return model
     # A run from Python may have been of a model that was never saved.
     print(

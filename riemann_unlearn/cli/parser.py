@@ -103,8 +103,8 @@ def _add_train(subparsers: Any) -> None:
     train.add_argument(
         "--model",
         required=True,
-        help="a bundled model, to train it again as it was (with its own settings where none are given), or "
-        "an open_clip-style JSON configuration",
+        help="a bundled model, to train it again as it was (with its own settings where none are given), "
+        "open_clip:ARCHITECTURE, or an open_clip-style JSON configuration",
     )
     train.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder to write to")
     add_options(train, TrainConfig)

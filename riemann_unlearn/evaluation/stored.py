@@ -135,7 +135,7 @@ def _replay(model: DualEncoder, empty: Mapping[str, Tensor], kept: Mapping[str, 
     for name in empty:
         if name != _IMAGES:
             # On the instance and not by another module in its place: towers read attributes of their layers.
-            model.visual.get_submodule(name).forward = partial(give, name)  # type: ignore[method-assign]
+            model.visual.get_submodule(name).forward = partial(give, name)
 
     def encode(rows: Tensor) -> Tensor:
         nonlocal asked

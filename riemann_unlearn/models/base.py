@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from riemann_unlearn.losses import loss_inputs
 from riemann_unlearn.models.configuration import Rule, check_model_cfg, check_preprocess_cfg, check_space_cfg
+from riemann_unlearn.models.huggingface import as_open_clip_wants_it
 from riemann_unlearn.models.modes import evaluating
 from riemann_unlearn.models.preprocess import fit
 from riemann_unlearn.registry import Registry
@@ -208,10 +209,11 @@ class DualEncoder(nn.Module, ABC):
             raise TypeError(
                 f"images must be uint8 in [0, 255] or floating point in [0, 1], got {images.dtype}"
             )
-        wide = images.to(self.mean)
-        if images.dtype == torch.uint8:
-            wide = wide / 255
-        return fit(wide, self.image_size, self.config["preprocess_cfg"])
+        if images.is_floating_point():
+            images = images.to(self.mean)
+        # Bytes stay what they are until they fit: on a CPU they are resized as open_clip resizes them.
+        fitted = fit(images, self.image_size, self.config["preprocess_cfg"])
+        return fitted.to(self.mean) / 255 if fitted.dtype == torch.uint8 else fitted.to(self.mean)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids of ``texts``, shape (N, context_length), on the model's device."""
@@ -299,13 +301,14 @@ def scalar(value: float) -> nn.Parameter:
 def _towers(model_cfg: Mapping[str, Any]) -> Any:
     """open_clip's towers, freshly initialized."""
     try:
-        return open_clip.CustomTextCLIP(
-            model_cfg["embed_dim"],
-            # Copies, for nothing promises that open_clip leaves what it is given as it is.
-            copy.deepcopy(dict(model_cfg["vision_cfg"])),
-            copy.deepcopy(dict(model_cfg["text_cfg"])),
-            quick_gelu=model_cfg.get("quick_gelu", False),
-        )
+        with as_open_clip_wants_it(model_cfg["text_cfg"]) as text_cfg:
+            return open_clip.CustomTextCLIP(
+                model_cfg["embed_dim"],
+                # Copies, for nothing promises that open_clip leaves what it is given as it is.
+                copy.deepcopy(dict(model_cfg["vision_cfg"])),
+                copy.deepcopy(text_cfg),
+                quick_gelu=model_cfg.get("quick_gelu", False),
+            )
     # Each key is right by itself; what their combination breaks (heads that do not divide a width, a pooling
     # that a timm model does not have) torch, timm and open_clip say in errors of many types.
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
@@ -323,8 +326,8 @@ def _check_tokenizer(tokenizer: Any, towers: Any) -> None:
             f"{towers.vocab_size}; set text_cfg.vocab_size to the tokenizer's"
         )
     # open_clip would find no such token, and take the first of every text.
-    end = getattr(tokenizer, "eot_token_id", towers.text.eos_id)
-    if towers.text.pool_type == "eos" and end != towers.text.eos_id:
+    end = getattr(tokenizer, "eot_token_id", getattr(towers.text, "eos_id", None))
+    if getattr(towers.text, "pool_type", None) == "eos" and end != towers.text.eos_id:
         raise ValueError(
             f"text_cfg.eos_id is {towers.text.eos_id} and the tokenizer ends a text with {end}; "
             "with pool_type 'eos' they must be the same"

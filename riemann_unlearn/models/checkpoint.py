@@ -1,4 +1,4 @@
-"""Models on disk: one safetensors file that carries its own configuration.
+"""Models to and from disk: one safetensors file that carries its own configuration.
 
 A checkpoint is ``model.safetensors`` whose metadata holds the configuration, so one file is a model (with
 the vocabulary's file beside it, where the tokenizer is neither open_clip's nor a bundled one). Matrices may
@@ -6,111 +6,52 @@ be stored in half precision; vectors and scalars (biases, batch norm statistics,
 float32, where half precision could overflow or lose the curvature's last digits, and everything is computed
 in float32 after loading.
 
-A checkpoint is data, from anywhere: nothing is unpickled, run or fetched; the files that it names lie beside
-it or are bundled; and what its configuration asks for is compared with the header of its weights before any
-of it is built.
+What others wrote is read as well: where it lies, :mod:`.origins` says; how it is stored, :mod:`.weights`;
+whose names it has, :mod:`.layouts`.
+
+A checkpoint is data, from anywhere: nothing in it is run or makes this library ask the network; the files
+that it names lie beside it or are bundled; and what its configuration asks for is compared with the shapes of
+its weights before any of it is built.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
-import re
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
-from open_clip.tokenizer import SimpleTokenizer
-from safetensors import SafetensorError, safe_open
+from open_clip.constants import HF_CONFIG_NAME
+from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from riemann_unlearn.io import atomic_write
 from riemann_unlearn.models.base import FAMILIES, DualEncoder
-from riemann_unlearn.models.configuration import Rule, check, check_model_cfg, check_sizes, complete, one_of
+from riemann_unlearn.models.configuration import check_model_cfg, check_sizes, complete
+from riemann_unlearn.models.huggingface import with_architecture
+from riemann_unlearn.models.layouts import translate
+from riemann_unlearn.models.layouts.open_clip import exported
+from riemann_unlearn.models.origins import WEIGHTS_NAME, as_config, find, read_config
+from riemann_unlearn.models.tokenizers import make_tokenizer
+from riemann_unlearn.models.weights import BUFFERS, floats, read_weights, shapes_of
 from riemann_unlearn.models.wrapping import state_of, unwrap
-
-WEIGHTS_NAME = "model.safetensors"
-_COUNTER = "num_batches_tracked"
-_BUNDLED = Path(__file__).parent / "bundled"
-
-MAX_VOCABULARY = 2**26
-"""Largest vocabulary in bytes, unpacked; CLIP's has 3 million. A few kB of gzip can hold gigabytes."""
-
-_STORED = ("F64", "F32", "F16", "BF16")
-"""Dtypes of weights, as safetensors calls them."""
-
-_TOKENIZER: dict[str, Rule] = {
-    # No separator of any system, no colon of a drive, no NUL, which no path may hold. ".." passes and does no
-    # harm: it is a folder, and only files are found.
-    "bpe_path": (
-        lambda value: (
-            isinstance(value, str)
-            and re.fullmatch(r"[^/\\:\0]+", value) is not None
-            and len(value.encode(errors="replace")) < 256
-        ),  # what a file system takes
-        "the name of a file beside the checkpoint, without a folder",
-    ),
-    "clean": one_of("lower", "whitespace", "canonicalize"),
-    # They go into a regular expression as they are.
-    "additional_special_tokens": (
-        lambda value: (
-            isinstance(value, (list, tuple))
-            and all(isinstance(token, str) and re.fullmatch(r"[\w<>/ -]+", token) for token in value)
-        ),
-        "a list of strings of letters, digits and <>/_-",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """A bundled model: what ``ru.load`` takes, and what it is."""
-
-    name: str
-    architecture: str
-    description: str
-
-    @property
-    def path(self) -> Path:
-        """Folder of the weights, the configurations and the model card."""
-        return _BUNDLED / self.name
-
-
-_MODELS = {
-    info.name: info
-    for info in (
-        ModelInfo("meru-emoji", "MERU", "hyperbolic; Unicode emoji; convolutional, 56 px"),
-        ModelInfo("clip-emoji", "CLIP", "Euclidean twin of meru-emoji: same towers, data and steps"),
-    )
-}
-
-
-def list_models() -> list[ModelInfo]:
-    """The bundled models.
-
-    Examples
-    --------
-    >>> [info.name for info in list_models()]
-    ['meru-emoji', 'clip-emoji']
-    """
-    return list(_MODELS.values())
 
 
 def load(name_or_path: str | Path, *, device: str | torch.device | None = None) -> DualEncoder:
-    """Load a model by its bundled name, or from a checkpoint file or a folder that holds one.
+    """Load a model by its name, or from its folder, its file of weights or its configuration.
 
     Parameters
     ----------
     name_or_path : str or Path
-        A name from :func:`list_models`, a ``.safetensors`` file written by :func:`save_model`, a folder with
-        ``model.safetensors`` in it, such as the output of a run, or a folder as open_clip writes it, with
-        ``open_clip_model.safetensors`` and ``open_clip_config.json``.
+        A bundled name from :func:`list_models`; ``open_clip:ARCHITECTURE/TAG`` as open_clip lists them, such
+        as ``open_clip:ViT-B-32/laion2b_s34b_b79k``, or with a file of weights in the tag's place;
+        ``hf-hub:OWNER/NAME``; a folder with weights in it, such as the output of a run, or one of open_clip's
+        with ``open_clip_config.json``; a file of weights, safetensors or of ``torch.save``; a configuration
+        with the weights beside it. The network is asked for the two names only, and only for what is not in
+        this machine's cache.
     device : str or torch.device, optional
         Where to put it; the CPU by default.
 
@@ -122,18 +63,19 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     Raises
     ------
     ValueError
-        When there is no such model, or the file is not a checkpoint of this library, is damaged, or does not
-        fit its own configuration. The message names the file and says what to do.
+        When there is no such model, or it is not one that can be built, is damaged, or does not fit its own
+        configuration. The message names the file and says what to do.
 
     Examples
     --------
     >>> load("meru-emoji").name
     'MERU'
     """
-    path = _file_of(name_or_path)
-    config, shapes, state = _read(path)
+    origin = find(name_or_path)
+    path = origin.weights
+    config, state = _read(path, origin.config)
     try:
-        model = _build(config, path.parent, shapes)
+        model = _build(config, origin.folder, shapes_of(state), hub=origin.hub)
     except ValueError as error:
         raise ValueError(f"{path} cannot be loaded: {error}") from error
     # What is missing or too much, _compare has refused; counters of batches stay as they are.
@@ -222,7 +164,9 @@ def save_model(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.fl
     model : DualEncoder
         Compiled or wrapped or not: what is written is the same.
     path : str or Path
-        The file to write. A vocabulary of the model's own goes beside it.
+        The file to write. A vocabulary of the model's own goes beside it. With the name
+        ``model.safetensors`` a CLIP or a SigLIP gets an ``open_clip_config.json`` there as well:
+        ``open_clip.create_model("local-dir:FOLDER")`` then makes the same model.
     dtype : torch.dtype
         How matrices are stored; vectors and scalars are always float32.
 
@@ -236,8 +180,9 @@ def save_model(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.fl
     inner, path = unwrap(model), Path(path)
     tensors: dict[str, Tensor] = {}
     for key, value in state_of(inner).items():
-        # Counts of batches are integers, and matter only to batch norm that averages without a momentum.
-        if key.endswith(_COUNTER):
+        # Counts of batches are integers; nothing here reads them, but open_clip looks for all that it has.
+        if not value.is_floating_point():
+            tensors[key] = value.detach().cpu().clone()
             continue
         # Vectors and scalars are few: half precision would save next to nothing and cost digits of τ and c.
         stored = value.detach().to("cpu", dtype if value.ndim > 1 else torch.float32)
@@ -254,8 +199,13 @@ def save_model(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.fl
             atomic_write(beside, content)
         elif beside.read_bytes() != content:
             raise ValueError(f"another vocabulary lies at {beside}; save the model to another folder")
+    if isinstance(inner.tokenizer, HFTokenizer):
+        inner.tokenizer.save_pretrained(path.parent)
     # Keys in order: equal configurations are written as equal bytes.
     atomic_write(path, save(tensors, {"config": json.dumps(inner.config, sort_keys=True)}))
+    # Beside a name of its own it would speak for whatever else lies in the folder.
+    if path.name == WEIGHTS_NAME and (theirs := exported(inner.config)) is not None:
+        atomic_write(path.parent / HF_CONFIG_NAME, json.dumps(theirs, indent=2) + "\n")
 
 
 def check_saveable(model: nn.Module) -> None:
@@ -273,7 +223,9 @@ def check_saveable(model: nn.Module) -> None:
     config = inner.config
     arguments = (config["model_cfg"], inner.tokenizer, config.get("preprocess_cfg"), config.get("space"))
     shapes = {
-        name: tuple(value.shape) for name, value in state_of(inner).items() if not name.endswith(_COUNTER)
+        name: tuple(value.shape)
+        for name, value in state_of(inner).items()
+        if name.rpartition(".")[2] not in BUFFERS
     }
     try:
         check_sizes(config["model_cfg"], shapes.values())  # a configuration of a million layers is not built
@@ -287,50 +239,25 @@ def check_saveable(model: nn.Module) -> None:
         ) from None
 
 
-def make_tokenizer(text_cfg: Mapping[str, Any], folder: Path | None) -> tuple[SimpleTokenizer, Path | None]:
-    """The byte-pair tokenizer of a ``text_cfg``, and its file where it is neither open_clip's nor bundled.
-
-    Raises
-    ------
-    ValueError
-        For a tokenizer that would have to be fetched, a key or value that is not understood, or a vocabulary
-        that is not there, not in ``folder`` itself, or not one.
-    """
-    for key in ("hf_tokenizer_name", "tokenizer_mode"):
-        if text_cfg.get(key) is not None:
-            raise ValueError(
-                f"text_cfg.{key} is {text_cfg[key]!r}: Hugging Face tokenizers are not loaded by name, for "
-                "they would be fetched from its hub; make the tokenizer yourself and give it to the family's "
-                "class, as in riemann_unlearn.models.SigLIP(model_cfg, tokenizer, preprocess_cfg)"
-            )
-    arguments = text_cfg.get("tokenizer_kwargs")
-    if arguments is not None and not isinstance(arguments, Mapping):
-        raise ValueError(f"text_cfg.tokenizer_kwargs must be a mapping, got {type(arguments).__name__}")
-    arguments = dict(arguments or {})
-    check(arguments, _TOKENIZER, "text_cfg.tokenizer_kwargs.")
-    vocabulary = None
-    if "bpe_path" in arguments:
-        vocabulary = _find_vocabulary(arguments["bpe_path"], folder)
-        arguments["bpe_path"] = str(vocabulary)
-    tokenizer = SimpleTokenizer(context_length=text_cfg.get("context_length", 77), **arguments)
-    # A bundled file is found by its name wherever this library is, so it need not be saved beside weights.
-    own = vocabulary is not None and vocabulary.parent != _BUNDLED
-    return tokenizer, vocabulary if own else None
-
-
 def _build(
-    config: Mapping[str, Any], folder: Path | None, shapes: Mapping[str, tuple[int, ...]] | None
+    config: Mapping[str, Any],
+    folder: Path | None,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    *,
+    hub: bool = False,
 ) -> DualEncoder:
     """A model from its configuration, compared with the shapes of its weights first where there are any."""
     config = complete(config)
     family = FAMILIES[config["architecture"]]
     model_cfg = config["model_cfg"]
     check_model_cfg(model_cfg, family.model_rules)
+    text_cfg = with_architecture(model_cfg["text_cfg"], folder, hub=hub)
+    model_cfg = {**model_cfg, "text_cfg": text_cfg}
     # From the cheapest check to the dearest: sizes by arithmetic, then names and shapes without memory, and
     # only then a model. Each keeps the next from being asked for too much.
     if shapes is not None:
         check_sizes(model_cfg, shapes.values())
-    tokenizer, vocabulary = make_tokenizer(model_cfg["text_cfg"], folder)
+    tokenizer, vocabulary = make_tokenizer(model_cfg["text_cfg"], folder, hub=hub)
     arguments = (model_cfg, tokenizer, config.get("preprocess_cfg"), config.get("space"))
     if shapes is not None:
         with torch.device("meta"):  # no memory is taken, and no random number drawn
@@ -346,7 +273,7 @@ def _compare(skeleton: DualEncoder, shapes: Mapping[str, tuple[int, ...]]) -> No
     wanted = {
         name: tuple(value.shape)
         for name, value in skeleton.state_dict().items()
-        if not name.endswith(_COUNTER)
+        if name.rpartition(".")[2] not in BUFFERS
     }
     missing, unexpected = sorted(wanted.keys() - shapes), sorted(shapes.keys() - wanted.keys())
     if missing or unexpected:
@@ -362,114 +289,22 @@ def _compare(skeleton: DualEncoder, shapes: Mapping[str, tuple[int, ...]]) -> No
             )
 
 
-def _file_of(name_or_path: str | Path) -> Path:
-    """The checkpoint file that is meant."""
-    path = Path(name_or_path)
-    # A bundled name comes first: what it means must not depend on the working directory.
-    if str(name_or_path) in _MODELS:
-        return _MODELS[str(name_or_path)].path / WEIGHTS_NAME
-    names = (WEIGHTS_NAME, HF_SAFE_WEIGHTS_NAME)
-    for candidate in [path / name for name in names] if path.is_dir() else [path]:
-        if candidate.is_file():
-            return candidate
-    raise ValueError(
-        f"no model {str(name_or_path)!r}: it is neither a bundled model "
-        f"({', '.join(_MODELS)}) nor a file or folder with {' or '.join(names)}"
-    )
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]], dict[str, Tensor]]:
-    """Configuration, shapes and float32 weights of a checkpoint file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # Counters of batches have no part in what a model computes.
-            keys = [key for key in file.keys() if not key.endswith(_COUNTER)]  # noqa: SIM118
-            slices = {key: file.get_slice(key) for key in keys}
-            shapes = {key: tuple(entry.get_shape()) for key, entry in slices.items()}
-            for key, entry in slices.items():
-                if (dtype := entry.get_dtype()) not in _STORED:
-                    kinds = ", ".join(_STORED)
-                    raise ValueError(f"{path} cannot be loaded: {key} is stored as {dtype}, not as {kinds}")
-            # The header has been checked against the file's length: no more can be read than is there.
-            # A float64 too large for float32 becomes infinite here and is refused below.
-            state = {key: file.get_tensor(key).float() for key in keys}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(_unreadable(path, error)) from None
-    for key, value in state.items():
-        if not value.isfinite().all():
-            raise ValueError(
-                f"{path} cannot be used: {key} holds NaN or infinity; was it saved by a diverged run?"
-            )
-    config = _read_config(path, metadata)
-    if "text_projection" in state:
-        # open_clip's plain CLIP (not custom_text) has the text tower's parts beside the image tower.
-        names = {name: name if name.startswith(("visual.", "logit_")) else f"text.{name}" for name in state}
-        # Both alike: _compare looks at the shapes, load_state_dict at the weights.
-        shapes = {names[name]: shape for name, shape in shapes.items()}
-        state = {names[name]: value for name, value in state.items()}
-    return config, shapes, state
-
-
-def _read_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The configuration in a checkpoint, or beside it as open_clip writes it."""
+def _read(path: Path, config: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and float32 weights of a file, by the names that they have here."""
+    state, metadata = read_weights(path)
     beside = path.parent / HF_CONFIG_NAME
+    if config is None and "config" in metadata:
+        config = as_config(metadata["config"], path)
+    elif config is None and beside.is_file():
+        config = read_config(beside)
+    # Of another layout's names some tensors are left out, or become others: so what is left is checked.
     try:
-        if "config" in metadata:
-            config = json.loads(metadata["config"])
-        elif beside.is_file():
-            config = json.loads(beside.read_text(encoding="utf-8"))
-        else:
-            raise ValueError(
-                f"{path} has no model configuration in its metadata, nor {HF_CONFIG_NAME} beside it; "
-                "expected a file of riemann_unlearn.models.save_model, or a folder written by open_clip"
-            )
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"the model configuration of {path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        kind = type(config).__name__
-        raise ValueError(f"the model configuration of {path} is a {kind}, expected a mapping")
-    return config
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    """What to do about a file that is no safetensors file."""
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start == b"PK" or start[:1] == b"\x80":  # torch.save's zip, or a bare pickle
-        return (
-            f"{path} looks like a file of torch.save, which is never opened here, for it can hold code; "
-            "read it by torch.load(..., weights_only=True), put the weights into a model of "
-            "riemann_unlearn.models.create_model, and write that with riemann_unlearn.models.save_model"
+        found = translate(config, state)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be loaded: {error}") from error
+    if found is None:
+        raise ValueError(
+            f"{path} has no model configuration in its metadata, nor {HF_CONFIG_NAME} beside it; where "
+            f"open_clip wrote it, name its architecture, as in open_clip:ViT-B-32/{path}"
         )
-    return (
-        f"{path} is not a readable safetensors file ({error}); it is damaged or was cut off: "
-        "copy it, or write it with riemann_unlearn.models.save_model, again"
-    )
-
-
-def _find_vocabulary(name: str, folder: Path | None) -> Path:
-    """The file of a byte-pair vocabulary, in ``folder`` itself or bundled."""
-    for place in (folder, _BUNDLED):
-        if place is None or not (candidate := place / name).is_file():
-            continue
-        # A link is followed by whoever opens it: where it leads must lie here as well.
-        if candidate.resolve().parent != place.resolve():
-            raise ValueError(
-                f"vocabulary file {candidate} leads out of its folder; put the file itself there"
-            )
-        _check_vocabulary(candidate)
-        return candidate
-    raise ValueError(f"vocabulary file {name!r} was found neither in {folder} nor among the bundled ones")
-
-
-def _check_vocabulary(path: Path) -> None:
-    try:
-        with gzip.open(path) as file:
-            # One byte over the limit shows that there is more, and the rest is never unpacked.
-            content = file.read(MAX_VOCABULARY + 1)
-        content.decode()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"vocabulary file {path} is not gzip-compressed UTF-8 text: {error}") from None
-    if len(content) > MAX_VOCABULARY:
-        raise ValueError(f"vocabulary file {path} unpacks to more than {MAX_VOCABULARY:,} bytes")
+    return found[0], floats(path, found[1])

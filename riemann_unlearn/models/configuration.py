@@ -56,9 +56,9 @@ def optional(rule: Rule) -> Rule:
 
 NUMBER: Rule = (_is_number, "a finite number")
 POSITIVE: Rule = (lambda value: _is_number(value) and value > 0, "a positive finite number")
+FLAG: Rule = one_of(True, False)
 _SIZE: Rule = (_is_size, "a positive integer")
 _ID: Rule = (lambda value: type(value) is int and value >= 0, "a token's number")
-_FLAG: Rule = one_of(True, False)
 _RATE: Rule = (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1")
 _PIXELS: Rule = (
     lambda value: _is_side(value) or _is_list(value, 2, _is_side),
@@ -82,9 +82,10 @@ _NORM: Rule = (
     lambda value: isinstance(value, dict) and set(value) <= {"eps"} and all(map(POSITIVE[0], value.values())),
     '{"eps": a positive number}',
 )
-_NOTHING: Rule = (
-    lambda value: value is None,
-    "null: Hugging Face's text towers would be fetched from its hub",
+_HF_CONFIG: Rule = (
+    # A key "auto_map" names code, which transformers would offer to run.
+    lambda value: isinstance(value, Mapping) and "auto_map" not in value and "model_type" in value,
+    "what transformers writes to config.json, of a model without code of its own",
 )
 _SINGLE: Rule = (lambda value: value is False, "false: a tower here gives one vector for each input")
 _LOCAL: Rule = (lambda value: value is False, "false: a configuration does not ask for downloads")
@@ -105,14 +106,14 @@ _BLOCK: dict[str, Rule] = {
     "act_kwargs": optional(_ACTIVATION),
     "norm_kwargs": optional(_NORM),
     "output_tokens": _SINGLE,
-    "final_ln_after_pool": _FLAG,
+    "final_ln_after_pool": FLAG,
     "block_type": optional(one_of("default", "custom")),
-    "qk_norm": _FLAG,
-    "scaled_cosine_attn": _FLAG,
-    "scale_heads": _FLAG,
-    "scale_attn_inner": _FLAG,
-    "scale_attn": _FLAG,
-    "scale_fc": _FLAG,
+    "qk_norm": FLAG,
+    "scaled_cosine_attn": FLAG,
+    "scale_heads": FLAG,
+    "scale_attn_inner": FLAG,
+    "scale_attn": FLAG,
+    "scale_fc": FLAG,
 }
 """Keys of a transformer, on either side; open_clip.model.CLIPVisionCfg and CLIPTextCfg say what they do."""
 
@@ -120,20 +121,21 @@ _VISION: dict[str, Rule] = {
     **_BLOCK,
     "layers": _LAYERS,
     "head_width": _SIZE,
-    "patch_size": _PIXELS,
+    "patch_size": optional(_PIXELS),  # null: a ResNet has none
     "image_size": _PIXELS,
     "patch_dropout": _RATE,
-    "attentional_pool": _FLAG,
+    "attentional_pool": FLAG,
     "attn_pooler_queries": _SIZE,
     "attn_pooler_heads": _SIZE,
-    "no_ln_pre": _FLAG,
+    "no_ln_pre": FLAG,
     "pos_embed_type": one_of("learnable", "sin_cos_2d"),
     "pool_type": one_of("tok", "avg"),
     "timm_model_name": optional(_TIMM),
     "timm_model_pretrained": _LOCAL,
     "timm_pool": one_of(*_POOLS),
-    "timm_proj": one_of("linear", "mlp", "none", ""),
-    "timm_proj_bias": _FLAG,
+    # null, as in "": timm's own last layer is the projection.
+    "timm_proj": optional(one_of("linear", "mlp", "none", "")),
+    "timm_proj_bias": FLAG,
     "timm_drop": _RATE,
     "timm_drop_path": optional(_RATE),
 }
@@ -143,15 +145,23 @@ _TEXT: dict[str, Rule] = {
     "vocab_size": _SIZE,
     "heads": _SIZE,
     "layers": _SIZE,
-    "embed_cls": _FLAG,
+    "embed_cls": FLAG,
     "pad_id": _ID,
     "eos_id": _ID,
-    "no_causal_mask": _FLAG,
+    "no_causal_mask": FLAG,
     "pool_type": one_of("argmax", "first", "last", "eos"),
-    "proj_bias": _FLAG,
+    "proj_bias": FLAG,
     "proj_type": one_of("linear", "none"),
-    "hf_model_name": _NOTHING,
-    # The tokenizer is made before, or by whoever calls the family's class; see checkpoint.make_tokenizer.
+    "hf_model_name": optional((lambda value: isinstance(value, str), "the name of a model of transformers")),
+    "hf_proj_type": optional(one_of("linear", "mlp")),
+    "hf_pooler_type": optional(
+        one_of("mean_pooler", "max_pooler", "cls_pooler", "cls_last_hidden_state_pooler")
+    ),
+    # Nothing pretrained is fetched, whatever stands here: the weights come with the checkpoint.
+    "hf_model_pretrained": FLAG,
+    # Ours: the architecture, which open_clip would look up by the name; see huggingface.with_architecture.
+    "hf_config": _HF_CONFIG,
+    # The tokenizer is made before, or by whoever calls the family's class; see tokenizers.make_tokenizer.
     "hf_tokenizer_name": (lambda value: True, ""),
     "tokenizer_mode": (lambda value: True, ""),
     "tokenizer_kwargs": (lambda value: True, ""),
@@ -160,9 +170,9 @@ _MODEL: dict[str, Rule] = {
     "embed_dim": _SIZE,
     "vision_cfg": (lambda value: isinstance(value, Mapping), "a mapping"),
     "text_cfg": (lambda value: isinstance(value, Mapping), "a mapping"),
-    "quick_gelu": _FLAG,
+    "quick_gelu": FLAG,
     # Whether open_clip keeps the text tower's weights under "text."; the function is the same.
-    "custom_text": _FLAG,
+    "custom_text": FLAG,
     "init_logit_scale": NUMBER,
 }
 _PREPROCESS: dict[str, Rule] = {
@@ -255,7 +265,8 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration of ours from one of ours or of open_clip's.
 
     open_clip names no family and leaves out what equals its defaults (bicubic, the shorter side to size, the
-    statistics of OpenAI's images), which are not ours; both are filled in.
+    statistics of OpenAI's images), which are not ours; both are filled in. Of a CoCa the part is taken that
+    compares; its decoder is left behind.
 
     Raises
     ------
@@ -273,8 +284,17 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         # A configuration of ours leaves out what equals our defaults: open_clip's must not be filled in.
         return dict(config)
     family = "SigLIP" if config["model_cfg"].get("init_logit_bias") is not None else "CLIP"
-    # null is open_clip's word for "as by default".
-    model_cfg = {key: value for key, value in config["model_cfg"].items() if value is not None}
+    # null is open_clip's word for "as by default". Of what is left out the shape alone differs.
+    model_cfg = {
+        key: value
+        for key, value in config["model_cfg"].items()
+        if value is not None and key != "nonscalar_logit_scale"
+    }
+    if model_cfg.pop("multimodal_cfg", None) is not None:
+        # A CoCa's decoder reads a tower's tokens; what is compared is the vector that comes before these.
+        for tower in ("vision_cfg", "text_cfg"):
+            if isinstance(model_cfg.get(tower), Mapping):
+                model_cfg[tower] = {**model_cfg[tower], "output_tokens": False}
     # Without the size: the tower's own counts, and open_clip's 224 would contradict any other.
     defaults = {key: value for key, value in asdict(PreprocessCfg()).items() if key != "size"}
     given = {key: value for key, value in (config.get("preprocess_cfg") or {}).items() if value is not None}
@@ -309,6 +329,9 @@ def check_sizes(model_cfg: Mapping[str, Any], shapes: Collection[tuple[int, ...]
         total = sum(layers) if isinstance(layers, (list, tuple)) else layers
         # Every layer has a tensor of its own, so there are no more layers than tensors.
         declared[f"{tower}.layers"] = (total, len(shapes))
+        for key, value in cfg.get("hf_config", {}).items():
+            if "layers" in key and _is_size(value):
+                declared[f"{tower}.hf_config.{key}"] = (value, len(shapes))
         # Where nothing is said open_clip's defaults hold, which are small.
         declared |= {f"{tower}.{key}": (cfg[key], largest) for key in sizes if key in cfg}
         # A hidden layer has width times ratio units, which is some tensor's dimension. The width is at least
@@ -318,7 +341,7 @@ def check_sizes(model_cfg: Mapping[str, Any], shapes: Collection[tuple[int, ...]
     vision = model_cfg["vision_cfg"]
     if not vision.get("timm_model_name") and isinstance(vision.get("layers", 1), int):
         (height, width), (patch_h, patch_w) = (
-            _pair(vision.get(key, default)) for key, default in (("image_size", 224), ("patch_size", 16))
+            _pair(vision.get(key) or default) for key, default in (("image_size", 224), ("patch_size", 16))
         )
         # a vision transformer's positions
         declared["vision_cfg.image_size over patch_size"] = (

@@ -8,15 +8,17 @@ them. :meth:`MERU.lift` gives the point when one is wanted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from riemann_unlearn.geometry import expmap0
-from riemann_unlearn.models.base import DualEncoder, scalar
+from riemann_unlearn.models.base import MAX_LOGIT_SCALE, DualEncoder, scalar
+from riemann_unlearn.models.checkpoint import convert
 from riemann_unlearn.models.configuration import POSITIVE, Rule
+from riemann_unlearn.models.wrapping import unwrap
 from riemann_unlearn.registry import register
 from riemann_unlearn.spaces import LorentzTangents
 
@@ -70,6 +72,88 @@ class MERU(DualEncoder):
         scale = -0.5 * math.log(model_cfg["embed_dim"])
         self.image_log_scale = scalar(scale)
         self.text_log_scale = scalar(scale)
+
+    @classmethod
+    @torch.no_grad()
+    def from_clip(
+        cls,
+        model: nn.Module,
+        images: Tensor | Sequence[Tensor],
+        texts: Sequence[str],
+        *,
+        image_radius: float = 0.4,
+        text_radius: float = 0.25,
+        curvature: float = 1.0,
+    ) -> MERU:
+        r"""Lift a model of directions into hyperbolic space.
+
+        A CLIP compares the directions of what its towers emit; here their lengths mean something too: what is
+        general lies near the origin. So both scales are set by a sample of the data, such that captions lie
+        nearer to it than images do; τ stays. Directions are those of before, and so nearly are the ranks of
+        captions for an image; which caption is in whose cone, a short training must teach
+        (:func:`riemann_unlearn.training.train`, with this model as its ``start``: objective "contrastive", or
+        "tree" for the ladder of a taxonomy).
+
+        Parameters
+        ----------
+        model : DualEncoder
+            A :class:`CLIP`, a :class:`SigLIP`, compiled or wrapped or not. It stays as it is.
+        images : Tensor or sequence of Tensor
+            As :meth:`preprocess` takes them; some dozens will do.
+        texts : sequence of str
+            Captions of the same kind as those that the model is to be used with.
+        image_radius, text_radius : float
+            Mean of sqrt(c)·\|v\| over the images and the texts.
+        curvature : float
+            c, which training keeps within a tenth and ten times the ``curvature_init`` of the configuration.
+
+        Returns
+        -------
+        MERU
+            On the model's device, in evaluation mode.
+
+        Raises
+        ------
+        ValueError
+            For no images or texts, a radius that is not positive, a curvature outside the range that training
+            keeps it in, and for features so short that they would have to be blown up.
+
+        Examples
+        --------
+        >>> import torch, riemann_unlearn as ru
+        >>> clip = ru.load("clip-emoji")
+        >>> noise = torch.rand(8, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+        >>> meru = ru.models.MERU.from_clip(clip, noise, ["red apple", "owl"])
+        >>> round(meru.encode_text(meru.tokenize(["red apple", "owl"])).norm(dim=-1).mean().item(), 4)
+        0.25
+        """
+        inner = unwrap(model)
+        lifted: Any = convert(inner, cls).eval()
+        for name, radius in (("image_radius", image_radius), ("text_radius", text_radius)):
+            if not 0 < radius < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {radius}")
+        low, high = (math.exp(bound) for bound in lifted._log_curvature_range)
+        if not low <= curvature <= high:
+            raise ValueError(f"curvature must be from {low:g} to {high:g}, got {curvature}")
+        if not len(images) or not len(texts):
+            raise ValueError("lifting needs images and texts, by which the scales are set; got none")
+        lifted.logit_scale.copy_(inner.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)))
+        lifted.log_curvature.fill_(math.log(curvature))
+        lengths = {
+            "image": lifted.visual(lifted.preprocess(images)).float().norm(dim=-1).mean().item(),
+            "text": lifted.text(lifted.tokenize(texts)).float().norm(dim=-1).mean().item(),
+        }
+        scales = (lifted.image_log_scale, image_radius), (lifted.text_log_scale, text_radius)
+        for (kind, length), (scale, radius) in zip(lengths.items(), scales, strict=True):
+            # A radius is sqrt(c) times a length, and a scale may shrink what a tower emits, not blow it up.
+            if not length * math.sqrt(curvature) >= radius:
+                raise ValueError(
+                    f"{kind} features have a mean length of {length:.3g}, too short for a radius of "
+                    f"{radius}; ask for a smaller {kind}_radius"
+                )
+            scale.fill_(math.log(radius / (length * math.sqrt(curvature))))
+        result: MERU = lifted
+        return result
 
     @property
     def curvature(self) -> Tensor:

@@ -32,7 +32,7 @@ from riemann_unlearn.data.batch import Batch, make_batch
 from riemann_unlearn.losses import ContrastiveLoss, EntailmentLoss
 from riemann_unlearn.models import DualEncoder, create_model, evaluating, save_model
 from riemann_unlearn.models import load as load_model
-from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
+from riemann_unlearn.models.origins import WEIGHTS_NAME
 from riemann_unlearn.runs import RunDirectory, Unused, check_free
 from riemann_unlearn.training.callbacks import Checkpoint, Clamp, History, ProgressBar
 from riemann_unlearn.training.driver import Callback, Driver, RandomBatches, as_device
@@ -116,7 +116,7 @@ def train(
         batches,
         _objective(model, dataset.taxonomy, config, progress),
         optimizer,
-        parameters=list(model.parameters()),
+        parameters=[p for p in model.parameters() if p.requires_grad],
         steps=config.epochs * batches.per_epoch,
         schedule=cosine(config.epochs * batches.per_epoch, config.warmup_epochs * batches.per_epoch),
         gradient_clip=config.gradient_clip,
@@ -353,9 +353,10 @@ def _optimizer(model: DualEncoder, config: TrainConfig) -> torch.optim.Optimizer
     """AdamW, with weight decay on matrices alone and a rate of their own for τ, c and the feature scales."""
     # By the number of axes: convolutions count as matrices, biases and norms are vectors. Decay would pull a
     # scalar to 0, and as scale and curvature are kept as logarithms, what they stand for to 1.
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    scalars = [p for p in model.parameters() if p.ndim == 0]
+    learned = [p for p in model.parameters() if p.requires_grad]  # positions of sines and cosines are not
+    matrices = [p for p in learned if p.ndim > 1]
+    vectors = [p for p in learned if p.ndim == 1]
+    scalars = [p for p in learned if p.ndim == 0]
     return torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": config.weight_decay},

@@ -21,9 +21,10 @@ from riemann_unlearn.config import HOW, RunConfig
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.data import load as load_data
 from riemann_unlearn.evaluation import chance, evaluate
-from riemann_unlearn.models import DualEncoder, list_models, save_model, state_of, unwrap
+from riemann_unlearn.models import DualEncoder, save_model, state_of, unwrap
 from riemann_unlearn.models import load as load_model
-from riemann_unlearn.models.checkpoint import WEIGHTS_NAME, check_saveable
+from riemann_unlearn.models.checkpoint import check_saveable
+from riemann_unlearn.models.origins import WEIGHTS_NAME, lasting
 from riemann_unlearn.optim import RiemannianAdam
 from riemann_unlearn.registry import did_you_mean
 from riemann_unlearn.runs import METRICS_NAME, Clock, RunDirectory, Stateful, Unused, check_free
@@ -39,6 +40,8 @@ from riemann_unlearn.training import (
     prepare_towers,
 )
 from riemann_unlearn.unlearning.methods import METHODS, DirectMethod, GradientMethod, Method, create_method
+from riemann_unlearn.unlearning.methods.base import Objective
+from riemann_unlearn.unlearning.moving import moving
 from riemann_unlearn.unlearning.problem import ForgetAndRetain, Problem, Step
 from riemann_unlearn.unlearning.saliency import Saliency, saliency_masks
 
@@ -99,9 +102,9 @@ def unlearn(
         Told of every step, before the history is; see :class:`riemann_unlearn.training.Callback`.
     **options
         The other fields of :class:`riemann_unlearn.config.RunConfig`: ``settings`` (a mapping, settings of
-        a method given by name), ``seed``, ``forget_batch``, ``retain_batch``, ``saliency``, ``device``
-        (where the model is moved; a model object stays where it is by default), ``precision``,
-        ``micro_batch``, ``grad_checkpointing``, ``compile``.
+        a method given by name), ``seed``, ``forget_batch``, ``retain_batch``, ``train`` (which weights move),
+        ``saliency``, ``device`` (where the model is moved; a model object stays where it is by default),
+        ``precision``, ``micro_batch``, ``grad_checkpointing``, ``compile``.
 
     Returns
     -------
@@ -200,12 +203,13 @@ def prepare(
     if encoder is None:
         encoder = load_model(config.model)
         # After loading, whose errors name the model as it was asked for.
-        config = replace(config, model=_lasting(config.model))
+        config = replace(config, model=lasting(config.model))
     config = replace(config, data=dataset.name)
     towers = Towers(config.precision, config.micro_batch)
     problem = Problem(encoder.to(device).eval(), dataset, selection.to(device), towers)
     if (reason := rules.unmet(problem)) is not None:
         raise ValueError(f"method {rules.name!r} cannot be used: {reason}")
+    _check_moving(encoder, rules, config.train)
     if directory is not None:
         _check_same(directory, config)
     elif output is not None:
@@ -238,25 +242,40 @@ class _Run:
             )
 
     def _take_steps(self, method: GradientMethod, callbacks: Sequence[Callback], progress: bool) -> None:
-        driver = self.driver(method, callbacks)
+        # Of the model as it is now: before a checkpoint is read, and before anything is put on its layers.
+        objective = method.objective(self.problem)
+        model = self.problem.model
+        with moving(model, method.parameters(model), self.config.train) as moved:
+            self._drive(self.driver(method, callbacks, objective=objective, moved=moved), progress)
+
+    def _drive(self, driver: Driver, progress: bool) -> None:
         parts: dict[str, Stateful] = {"weights": _Weights(self.problem.model), "run": self}
         if self.directory is not None:
             # Behind the history, so that a checkpoint holds the record of the step that it is written after.
             driver.callbacks.append(Checkpoint(self.directory, parts, CHECKPOINT_EVERY))
             self.directory.restore({"driver": driver, **parts})
         driver.callbacks.append(
-            ProgressBar(f"{method.name}: forget {', '.join(self.config.forget)}", progress)
+            ProgressBar(f"{self.method.name}: forget {', '.join(self.config.forget)}", progress)
         )
         # A resumed run has it from its checkpoint: measured now, it would be of a model that forgot already.
         self.before = self.before or self._evaluate()
         driver.run()
 
-    def driver(self, method: GradientMethod, callbacks: Sequence[Callback] = ()) -> Driver:
-        """What takes the steps of a method, from the first one on; ``callbacks`` hear before the history."""
+    def driver(
+        self,
+        method: GradientMethod,
+        callbacks: Sequence[Callback] = (),
+        *,
+        objective: Objective | None = None,
+        moved: Sequence[nn.Parameter] | None = None,
+    ) -> Driver:
+        """What takes the steps of a method, from the first one on; ``callbacks`` hear before the history.
+
+        What is descended and what moves are the method's, unless they were made before.
+        """
         model, config = self.problem.model, self.config
-        # Made of the model as it is now, so before a checkpoint is read.
-        objective = method.objective(self.problem)
-        moved = method.parameters(model)
+        objective = method.objective(self.problem) if objective is None else objective
+        moved = method.parameters(model) if moved is None else moved
         sizes = config.forget_batch or method.forget_batch, config.retain_batch or method.retain_batch
         masks = []
         if config.saliency < 1:
@@ -331,6 +350,7 @@ class _Run:
             "steps": len(self.history.records),
             "settings": self.method.settings(),
             "saliency": self.config.saliency,
+            "train": self.config.train,
             "chance": chance(self.problem.taxonomy, self.problem.selection),
             "before": {name: part for name, part in before.items() if name not in aside},
             "after": {name: part for name, part in after.items() if name not in aside},
@@ -404,6 +424,18 @@ def _check_seen(dataset: Dataset, forget: Sequence[str]) -> None:
         )
 
 
+def _check_moving(model: DualEncoder, method: Method, train: str) -> None:
+    """Refuse a choice of weights by which a method would move none."""
+    if isinstance(method, GradientMethod):
+        with moving(model, method.parameters(model), train):
+            pass  # what cannot be chosen is refused on the way in, and nothing is changed
+    elif train != "all":
+        raise ValueError(
+            f"train={train!r} chooses among the weights that steps move, and method {method.name!r} takes no "
+            "steps; leave train out"
+        )
+
+
 def _check_method(directory: RunDirectory, method: object) -> None:
     """Refuse to go on by name with a method that has no name here."""
     name = directory.config.get("method")
@@ -432,9 +464,3 @@ def _check_same(directory: RunDirectory, config: RunConfig) -> None:
                 f"{directory.folder} holds a run with another configuration: {name} is {saved.get(name)!r} "
                 f"there, and {value!r} was asked for"
             )
-
-
-def _lasting(model: str) -> str:
-    """A model's name as it is, a path so that it is found from any folder."""
-    named = model in {info.name for info in list_models()}
-    return model if named else str(Path(model).expanduser().resolve())

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from riemann_unlearn import processes
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.evaluation.features import CHUNK, encode_images
+from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.runs import Unused
 from riemann_unlearn.training import Driver
 from riemann_unlearn.unlearning.api import _Run, prepare
 from riemann_unlearn.unlearning.methods import GradientMethod, Method
+from riemann_unlearn.unlearning.moving import moving
 
 STEPS = 5
 """Steps that are timed; one more before them starts what has to be started."""
@@ -114,15 +116,15 @@ def plan(
     gone = int(problem.selection.concepts.cpu()[concept].sum())
     heldout = problem.dataset.heldout
     weights = _bytes(problem.model.parameters())
-    moved: list[nn.Parameter] = []
+    moves = {"image": 0, "text": 0, "all": 0}
     batch, steps, notes = {"forget": 0, "retain": 0}, 0, []
     seconds: dict[str, float | None] = {"step": None, "steps": None}
     memory: dict[str, int | None] = {"weights": weights}
     if isinstance(run.method, GradientMethod):
-        moved, steps = run.method.parameters(problem.model), run.method.steps
+        steps = run.method.steps
         sizes = config.forget_batch or run.method.forget_batch, config.retain_batch or run.method.retain_batch
         batch = {"forget": min(sizes[0], gone), "retain": min(sizes[1], len(concept) - gone)}
-        step, measured = _steps_of(run, moved)
+        step, measured, moves = _steps_of(run, run.method)
         seconds = {"step": step, "steps": step * steps}
         memory |= measured
         if config.micro_batch is not None or config.grad_checkpointing:
@@ -144,12 +146,7 @@ def plan(
             "retain": len(concept) - gone,
             "heldout": 0 if heldout is None else len(heldout),
         },
-        moves={
-            "image": _among(moved, problem.model.visual),
-            "text": _among(moved, problem.model.text),
-            "all": sum(p.numel() for p in moved),
-            "weights": sum(p.numel() for p in problem.model.parameters()),
-        },
+        moves={**moves, "weights": sum(p.numel() for p in problem.model.parameters())},
         batch=batch,
         steps=steps,
         seconds={**seconds, "evaluations": evaluations, "total": whole},
@@ -204,16 +201,26 @@ class _Held:
         self.kept.count(self.tensor.untyped_storage(), -1)
 
 
-def _steps_of(run: _Run, moved: Sequence[nn.Parameter]) -> tuple[float, dict[str, int | None]]:
+def _steps_of(run: _Run, method: GradientMethod) -> tuple[float, dict[str, int | None], dict[str, int]]:
+    """Seconds of a step, what it holds, and how many weights it moves."""
+    model = run.problem.model
+    # As the run does it: the objective is of the model as it is, before anything is put on its layers.
+    objective = method.objective(run.problem)
+    with moving(model, method.parameters(model), run.config.train) as moved:
+        moves = {"image": _among(moved, model.visual), "text": _among(moved, model.text)}
+        moves["all"] = sum(p.numel() for p in moved)
+        seconds, memory = _measured(run.driver(method, objective=objective, moved=moved), model)
+    return seconds, memory, moves
+
+
+def _measured(driver: Driver, model: DualEncoder) -> tuple[float, dict[str, int | None]]:
     """Seconds of a step, and what it holds."""
-    driver = run.driver(run.method)  # type: ignore[arg-type]
-    # Of the run's own callbacks the masks are a part of what a step costs; records are kept by nobody.
     processes.share(driver.parameters)
-    device = run.problem.model.device
+    device, moved = model.device, driver.parameters
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    with Kept(list(run.problem.model.parameters())) as kept:
+    with Kept(list(model.parameters())) as kept:
         images = _batch_bytes(driver)
     state = [value for entry in driver.optimizer.state.values() for value in entry.values()]
     memory: dict[str, int | None] = {

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from riemann_unlearn import models
 from riemann_unlearn.models import DualEncoder
-from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
+from riemann_unlearn.models.origins import WEIGHTS_NAME
 from tests.conftest import make_model, model_config
 from tests.models.test_families import config_of
 
@@ -113,14 +113,6 @@ def test_damage_of_a_bit_gives_no_other_error(tmp_path: Path, meru: DualEncoder)
             models.load(tmp_path)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_pickle_is_not_opened(tmp_path: Path, meru: DualEncoder, legacy: bool) -> None:
-    path = tmp_path / "model.pt"
-    torch.save(meru.state_dict(), path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ValueError, match=rf"{path} looks like a file of torch.save.*save_model"):
-        models.load(path)
-
-
 def with_state(path: Path, model: DualEncoder, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     state = {
         name: value.clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()
@@ -139,9 +131,9 @@ STATES: list[tuple[Callable[[dict[str, torch.Tensor]], object], str]] = [
     ),
     (
         lambda s: s.update({NAME: torch.zeros(32, dtype=torch.int64)}),
-        f"{NAME} is stored as I64, not as F64, F32",
+        f"{NAME} is stored as torch.int64, not as floating-point",
     ),
-    (lambda s: s.update({NAME: torch.zeros(32).bool()}), f"{NAME} is stored as BOOL"),
+    (lambda s: s.update({NAME: torch.zeros(32).bool()}), f"{NAME} is stored as torch.bool"),
     (lambda s: s[NAME].fill_(float("nan")), f"{NAME} holds NaN or infinity; was it saved by a diverged run"),
     (lambda s: s[NAME][0].fill_(float("-inf")), f"{NAME} holds NaN or infinity"),
     (lambda s: s["log_curvature"].fill_(200.0), "its c is inf"),
@@ -307,7 +299,7 @@ def test_what_is_no_vocabulary_is_refused(tmp_path: Path, content: bytes) -> Non
 def test_a_vocabulary_that_unpacks_to_gigabytes_is_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("riemann_unlearn.models.checkpoint.MAX_VOCABULARY", 1000)
+    monkeypatch.setattr("riemann_unlearn.models.tokenizers.MAX_VOCABULARY", 1000)
     (tmp_path / "mine.gz").write_bytes(gzip.compress(b"0" * 1001))
     with pytest.raises(ValueError, match="unpacks to more than 1,000 bytes"):
         models.create_model(with_own_vocabulary(), folder=tmp_path)

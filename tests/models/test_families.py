@@ -313,3 +313,56 @@ def test_a_map_of_image_features_is_folded_into_the_tower(family: DualEncoder) -
     family.visual = torch.nn.Identity()
     with pytest.raises(ValueError, match="does not end in a linear layer to 16 features"):
         family.transform_image_features_(matrix)
+
+
+def spread(architecture: str) -> DualEncoder:
+    """With features of some length: fresh towers of this size emit shorter ones than trained towers do."""
+    model = make_model(architecture)
+    with torch.no_grad():
+        model.visual.proj.mul_(10)  # type: ignore[union-attr, operator]
+        model.text.text_projection.mul_(10)  # type: ignore[union-attr, operator]
+        model.logit_scale.fill_(3.0)
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["CLIP", "SigLIP"])
+@pytest.mark.parametrize("curvature", [1.0, 4.0])
+def test_a_clip_is_lifted_with_its_directions_to_the_radii_that_are_asked_for(
+    architecture: str, curvature: float
+) -> None:
+    clip = spread(architecture)
+    before = {name: value.clone() for name, value in clip.state_dict().items()}
+    lifted = MERU.from_clip(clip, images(), TEXTS, image_radius=0.5, text_radius=0.2, curvature=curvature)
+    assert type(lifted) is MERU
+    assert all(torch.equal(value, before[name]) for name, value in clip.state_dict().items())
+    assert lifted.curvature.item() == pytest.approx(curvature)
+    assert lifted.logit_scale.item() == pytest.approx(3.0)
+    pixels, tokens = clip.preprocess(images()), clip.tokenize(TEXTS)
+    pairs = (
+        (lifted.encode_image(pixels), clip.encode_image(pixels), 0.5),
+        (lifted.encode_text(tokens), clip.encode_text(tokens), 0.2),
+    )
+    for tangents, directions, radius in pairs:
+        assert tangents.norm(dim=-1).mean().item() * curvature**0.5 == pytest.approx(radius, rel=1e-4)
+        assert torch.allclose(F.normalize(tangents, dim=-1), directions, atol=1e-5)
+    # a third party's family below MERU is made too
+    lifted.clamp_()
+    assert lifted.image_log_scale.item() <= 0
+
+
+def test_what_cannot_be_lifted_is_refused() -> None:
+    clip = spread("CLIP")
+    for arguments, options, message in (
+        ((images(), []), {}, "needs images and texts"),
+        (([], TEXTS), {}, "needs images and texts"),
+        ((images(), TEXTS), {"text_radius": 0.0}, "text_radius must be a positive number, got 0.0"),
+        ((images(), TEXTS), {"image_radius": float("nan")}, "image_radius must be a positive number"),
+        ((images(), TEXTS), {"curvature": 11.0}, "curvature must be from 0.1 to 10, got 11.0"),
+        (
+            (images(), TEXTS),
+            {"text_radius": 1e3},
+            r"text features have a mean length of .* smaller text_radius",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MERU.from_clip(clip, *arguments, **options)  # type: ignore[arg-type]

@@ -384,22 +384,24 @@ def test_the_oracle_of_a_tree_is_retrained_from_the_first_stage_on(
 
     def watched(model: Any, config: Any, *arguments: Any, **rest: Any) -> DualEncoder:
         configs.append(config)
-        if len(configs) == 2:
+        if len(configs) == 3:
             raise KeyboardInterrupt
         return training.train(model, config, *arguments, **rest)
 
     monkeypatch.setattr(retrain, "train", watched)
     task = problem(meru, world)
-    method = Retrain(epochs=1, batch_size=8, tree_epochs=2, tree_learning_rate=1e-4)
+    method = Retrain(epochs=1, batch_size=8, more_epochs=3, tree_epochs=2, tree_learning_rate=1e-4)
     with pytest.raises(KeyboardInterrupt):
         method.apply(task, seed=0, folder=tmp_path, progress=False)
     method.apply(task, seed=0, folder=tmp_path, progress=False)
     assert [(c.objective, c.epochs, c.learning_rate) for c in configs] == [
         ("contrastive", 1, 1e-3),
+        ("contrastive", 3, 1e-3),
         ("tree", 2, 1e-4),
         ("tree", 2, 1e-4),
     ]
-    assert [c.start for c in configs] == [None, *[str(tmp_path / "retrain" / "model.safetensors")] * 2]
+    first, more = (str(tmp_path / name / "model.safetensors") for name in ("retrain", "retrain-more"))
+    assert [c.start for c in configs] == [None, first, more, more]
     assert (tmp_path / "retrain-tree" / "model.safetensors").is_file()
     one_level = dataset([Concept("1", "owl"), Concept("2", "duck")])
     flat = problem(meru, one_level, "owl")

@@ -20,7 +20,7 @@ from tests.conftest import make_model
 
 
 def planned(model: DualEncoder, world: Dataset, **options: Any) -> Plan:
-    asked = {"forget": "food-fruit", "method": "tilt", "forget_batch": 4, "retain_batch": 500}
+    asked: dict[str, Any] = {"forget": "food-fruit", "method": "tilt", "forget_batch": 4, "retain_batch": 500}
     return plan(model, world, **(asked | options))
 
 
@@ -45,6 +45,7 @@ def test_a_plan_counts_what_there_is_and_changes_nothing(
     assert found.memory["peak"] is None
     step, steps, total = (found.seconds[name] for name in ("step", "steps", "total"))
     assert step is not None
+    assert steps is not None
     assert steps == pytest.approx(30 * step)
     assert total is not None
     assert total > steps

@@ -6,13 +6,13 @@ import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from riemann_unlearn import processes
 from riemann_unlearn.evaluation import zero_shot
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.models import load as load_model
-from riemann_unlearn.models.checkpoint import WEIGHTS_NAME
+from riemann_unlearn.models.origins import WEIGHTS_NAME
 from riemann_unlearn.runs import CHECKPOINT_NAME
 from riemann_unlearn.training import TrainConfig, train
 from riemann_unlearn.unlearning.methods.base import DirectMethod, setting
@@ -39,6 +39,7 @@ class Retrain(DirectMethod):
     weight_decay: float = setting(0.1, 0, 10, "of AdamW")
     entailment_weight: float = setting(0.02, 0, 1e4, "λ, of a hyperbolic model")
     group: int = setting(8, 1, 1_000_000, "images of a class that go into a batch together")
+    more_epochs: int = setting(0, 0, 100_000, "passes after those, with the rate beginning anew; 0 is none")
     tree_epochs: int = setting(0, 0, 100_000, "passes with the objective 'tree' after those; 0 is none")
     tree_learning_rate: float = setting(1e-3, 1e-8, 1.0, "of AdamW in those")
     tree_entailment_weight: float = setting(2.0, 0, 1e4, "λ in those")
@@ -51,7 +52,7 @@ class Retrain(DirectMethod):
 
     def apply(self, problem: Problem, *, seed: int, folder: Path | None, progress: bool) -> None:
         """Train, and take over the weights; a training in ``folder`` is gone on with."""
-        config = TrainConfig(
+        first = TrainConfig(
             data=problem.dataset.name,
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -64,22 +65,31 @@ class Retrain(DirectMethod):
             seed=seed,
             device=str(problem.model.device),
         )
+        # What goes on from weights that know something begins and moves its scalars more gently.
+        gently: dict[str, Any] = {"warmup_epochs": 1.0, "scalar_learning_rate": 3e-3}
+        stages = {"retrain": first}
+        if self.more_epochs:
+            stages["retrain-more"] = replace(
+                first, epochs=self.more_epochs, evaluate_every=self.more_epochs, **gently
+            )
+        if self.tree_epochs:
+            stages["retrain-tree"] = replace(
+                first,
+                objective="tree",
+                epochs=self.tree_epochs,
+                learning_rate=self.tree_learning_rate,
+                entailment_weight=self.tree_entailment_weight,
+                evaluate_every=self.tree_epochs,
+                **gently,
+            )
         with tempfile.TemporaryDirectory() as scratch:
             # Of several processes the first one's, in which all trainings are.
             home = processes.agreed(lambda: folder or Path(scratch))
-            trained = _trained(problem, config, home / "retrain", progress)
-            if self.tree_epochs:
-                # From its own first training: other weights may have seen what is to be forgotten.
-                tree = replace(
-                    config,
-                    objective="tree",
-                    start=str(home / "retrain" / WEIGHTS_NAME),
-                    epochs=self.tree_epochs,
-                    learning_rate=self.tree_learning_rate,
-                    entailment_weight=self.tree_entailment_weight,
-                    evaluate_every=self.tree_epochs,
-                )
-                trained = _trained(problem, tree, home / "retrain-tree", progress)
+            start: str | None = None
+            for name, config in stages.items():
+                # From its own last stage: other weights may have seen what is to be forgotten.
+                trained = _trained(problem, replace(config, start=start), home / name, progress)
+                start = str(home / name / WEIGHTS_NAME)
         # Into the caller's model, which is the one that is saved and returned.
         problem.model.load_state_dict(trained.state_dict())
 
