@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", default="meru-emoji", help="whose text tower says what is alike")
     parser.add_argument("--data", default="emoji")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--shuffled", action="store_true", help="deal the concepts out at random")
     options = parser.parse_args(arguments)
     model, taxonomy = ru.load(options.model), ru.data.load(options.data).taxonomy

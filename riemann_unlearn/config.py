@@ -82,6 +82,22 @@ class RunConfig(Config):
     retain_batch: int | None = option(
         None, "other pairs in a batch (default: the method's)", low=1, metavar="N"
     )
+    views: int = option(
+        0,
+        "views kept of each image where the first layers stay, which so run once for all steps; with 0 every "
+        "step draws new ones, of all images, and takes several times as long",
+        low=0,
+        metavar="N",
+    )
+    tolerance: float | None = option(
+        None,
+        "stop once, on an eighth of the seen images that is set aside, the forgotten are found at most so "
+        "much more often than by chance and the retained at most so much less often than before, 0.01 being "
+        "a point (default: take all steps)",
+        above=0,
+        high=1,
+        metavar="SHARE",
+    )
     train: str = option(
         "all",
         "which of the weights that the method moves: all, a tower's, those of each tower's last N blocks, or "
@@ -114,8 +130,8 @@ class TrainConfig(Config):
     )
     objective: str = option(
         "contrastive",
-        "tree: the taxonomy's captions are put on nested cones first, then both towers learn to land there; "
-        "it needs a model with cones, and --start",
+        "tree: the taxonomy's captions are put on nested cones first, then both towers learn to land there "
+        "(a space without cones learns the directions); it needs --start",
         choices=("contrastive", "tree"),
     )
     epochs: int = option(100, "passes over the seen images", low=1, metavar="N")
@@ -129,6 +145,13 @@ class TrainConfig(Config):
     )
     weight_decay: float = option(0.1, "of matrices", low=0, metavar="RATE")
     warmup_epochs: float = option(2.0, "epochs in which the learning rate rises", low=0, metavar="N")
+    head_epochs: float = option(
+        0.0,
+        "epochs at the beginning in which of the image tower only the last layer moves; then all of it, at a "
+        "fifth of the rate: a tower that has learned much keeps it on the way to another objective",
+        low=0,
+        metavar="N",
+    )
     entailment_weight: float = option(0.2, "λ, for a space with cones; 0.2 is MERU's", low=0, metavar="λ")
     gradient_clip: float = option(1.0, "largest norm of a gradient", above=0, metavar="NORM")
     precision: str = _precision()

@@ -123,12 +123,13 @@ class _Losses(Callback):
 def features(world: Path, folder: Path) -> list[torch.Tensor]:
     """Of images and captions in chunks, some processes having one more than others."""
     model, dataset = make_model("CLIP"), data.load(world)
-    encoding.CHUNK = 3
+    before = encoding.CHUNK, encoding.IMAGES
+    encoding.CHUNK = encoding.IMAGES = 3
     try:
         images = encoding.encode_images(model, dataset.seen.images)
         return [images, encoding.encode_texts(model, ["a", "b", "c", "d"])]
     finally:
-        encoding.CHUNK = 512
+        encoding.CHUNK, encoding.IMAGES = before
 
 
 def whole_run(world: Path, folder: Path, name: str = "whole", **options: Any) -> list[dict[str, Any]]:

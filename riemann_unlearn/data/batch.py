@@ -37,7 +37,7 @@ class Batch:
     """Images with their captions."""
 
     images: Tensor
-    """float32 in [0, 1], shape (B, 3, H, W)."""
+    """float32 in [0, 1], shape (B, 3, H, W); or what a run has kept of them, shape (B, K)."""
     texts: list[str]
     pairings: tuple[Pairing, ...]
     """One for each level of the taxonomy, from specific to general."""
@@ -65,6 +65,7 @@ def make_batch(
     generator: torch.Generator,
     *,
     fit: Callable[[Tensor], Tensor] | None = None,
+    images: Tensor | None = None,
 ) -> Batch:
     """Random views of the images at ``indices``, with a sampled caption at every level.
 
@@ -79,6 +80,8 @@ def make_batch(
         Source of all randomness: first the wording of the captions, image by image, then the views.
     fit : callable, optional
         As for :func:`~riemann_unlearn.data.augment.random_view`: how the model brings images to its size.
+    images : Tensor, shape (B, ...), optional
+        What goes with the captions where it is known already; no views are made then.
     """
     taxonomy = samples.taxonomy
     concept = samples.concept[indices]
@@ -93,5 +96,6 @@ def make_batch(
         # Before the texts grow: these rows are counted from the end of those that are there.
         pairings.append(Pairing(len(texts) + row, ids))
         texts += [level.captions[i] for i in distinct.tolist()]
-    images = random_view(samples.images[indices], size, generator, fit=fit)
+    if images is None:
+        images = random_view(samples.images[indices], size, generator, fit=fit)
     return Batch(images, texts, tuple(pairings), indices)

@@ -133,18 +133,34 @@ def evaluate(
     # Of all seen images: the figures of a run are of everything it was to forget. Audits look at fewer.
     subject = encode(models["after"], dataset, selection)
     warn_of_shared(subject.captions)
+    # A full audit has the quick one's figures as well, whatever measures it was given itself.
+    report = quick_audit(subject, asked if audit == "quick" else None, seed)
+    if audit == "full":
+        report["full_audit"] = _full_audit(models, dataset, selection, asked, subject, seed, progress)
+        report["unmet"] = {**report["unmet"], **report["full_audit"]["unmet"]}
+    return report
+
+
+def quick_audit(
+    subject: Subject, measures: Mapping[str, Measure] | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """:func:`evaluate` of a model whose features are known, without the full audit.
+
+    Parameters
+    ----------
+    subject : Subject
+    measures : mapping of str to Measure, optional
+        Those to ask, by name; by default those of the quick audit.
+    seed : int
+    """
     parts = ZeroShot().compute(subject, {})
     report: dict[str, Any] = dict(parts["seen"])
     if "heldout" in parts:
         report["heldout"] = parts["heldout"]
-    # A full audit has the quick one's figures as well, whatever measures it was given itself.
-    quick = asked if audit == "quick" else chosen_measures(quick=True)
-    result = _measure({"after": subject}, quick, seed, lambda name, work: work())
-    report["audit"] = {name: result[name]["after"] for name in quick if name not in result["unmet"]}
+    asked = chosen_measures(quick=True) if measures is None else measures
+    result = _measure({"after": subject}, asked, seed, lambda name, work: work())
+    report["audit"] = {name: result[name]["after"] for name in asked if name not in result["unmet"]}
     report["on"], report["unmet"] = result["on"], result["unmet"]
-    if audit == "full":
-        report["full_audit"] = _full_audit(models, dataset, selection, asked, subject, seed, progress)
-        report["unmet"] = {**report["unmet"], **report["full_audit"]["unmet"]}
     return report
 
 

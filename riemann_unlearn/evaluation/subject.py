@@ -157,7 +157,12 @@ class Subject:
 
 
 def encode(
-    model: DualEncoder, dataset: Dataset, selection: Selection, *, most_seen: int | None = None
+    model: DualEncoder,
+    dataset: Dataset,
+    selection: Selection,
+    *,
+    most_seen: int | None = None,
+    features: tuple[Tensor, Tensor | None] | None = None,
 ) -> Subject:
     """Encode all that measures ask for.
 
@@ -169,6 +174,8 @@ def encode(
         What is, or is to be, forgotten.
     most_seen : int, optional
         Seen images to encode at most, taken at even steps.
+    features : tuple of Tensor, optional
+        The model's features of the seen and of the held-out images, where all are known already.
     """
     seen, heldout = dataset.seen, dataset.heldout
     if most_seen is not None and len(seen) > most_seen:
@@ -176,11 +183,16 @@ def encode(
     # Captions first: they are few, and say on which device the model's features are.
     captions = tuple(encode_captions(model, level.captions) for level in dataset.taxonomy.levels)
     here = selection.to(captions[0].features.device)
+
+    def part(samples: Samples, known: Tensor | None, what: str) -> Part:
+        return Part(samples, encode_images(model, samples.images) if known is None else known, here, what)
+
+    of_seen, of_heldout = (None, None) if features is None else features
     return Subject(
         model,
         here,
-        Part(seen, encode_images(model, seen.images), here, SEEN),
-        None if heldout is None else Part(heldout, encode_images(model, heldout.images), here, HELDOUT),
+        part(seen, of_seen, SEEN),
+        None if heldout is None else part(heldout, of_heldout, HELDOUT),
         captions,
     )
 

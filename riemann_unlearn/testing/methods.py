@@ -36,6 +36,7 @@ from riemann_unlearn.unlearning import (
     create_method,
     unlearn,
 )
+from riemann_unlearn.unlearning.split import SplitTower
 
 BIRDS, FRUIT = ("owl", "duck", "swan"), ("apple", "pear", "fig")
 
@@ -274,6 +275,18 @@ class GradientMethodLaws(MethodLaws):
                 moved = self.make().parameters(problem.model)
                 gradients = torch.autograd.grad(total, moved, allow_unused=True)
                 assert all(g.isfinite().all() for g in gradients if g is not None)
+
+    def test_a_step_may_begin_behind_layers_that_stay(self) -> None:
+        """From what reaches a cut in the image tower, the terms are those of the images."""
+        for problem in self.problems():
+            step, visual = self.step(problem, self.mixed(problem)), problem.model.visual
+            images = problem.model.preprocess(step.batch.images)
+            split = SplitTower(visual, list(visual.parameters())[-2:], images)
+            cut = dataclasses.replace(problem, split=split)
+            batch = dataclasses.replace(step.batch, images=split.front(images).detach())
+            whole, found = self.terms(problem, step), self.terms(cut, Step(cut, batch, kept=True))
+            for name, value in whole.items():
+                torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
 
     def test_an_objective_repeats_bitwise(self) -> None:
         """Of the same batch and the same step."""

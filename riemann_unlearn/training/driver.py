@@ -260,10 +260,12 @@ class Driver:
         self.optimizer.zero_grad(set_to_none=True)
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         # Of these parameters alone: others keep their .grad, and cost nothing.
-        scaled.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
+        # A callback may hold some of them still.
+        moved = [p for p in self.parameters if p.requires_grad]
+        scaled.backward(inputs=moved)  # type: ignore[no-untyped-call]
         # Each process has the gradient by its own rows; see riemann_unlearn.processes. The same parameters
         # have one in all of them, for all compute the same loss.
-        processes.average([p.grad for p in self.parameters if p.grad is not None])
+        processes.average([p.grad for p in moved if p.grad is not None])
         if self.scaler is not None:
             # After the mean, so that all processes leave out the same steps; before gradients are clipped,
             # for the bound is of these themselves.

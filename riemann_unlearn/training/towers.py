@@ -73,11 +73,11 @@ class Towers:
         model : DualEncoder
         images : Tensor, shape (N, 3, H, W)
         """
-        return self._run(model, lambda some: model.encode_image(model.preprocess(some)), images)
+        return self.run(model, lambda some: model.encode_image(model.preprocess(some)), images)
 
     def texts(self, model: DualEncoder, texts: Sequence[str]) -> Tensor:
         """Features of texts, float32 of shape (N, D)."""
-        return self._run(model, model.encode_text, model.tokenize(texts))
+        return self.run(model, model.encode_text, model.tokenize(texts))
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler | None:
         """What keeps small gradients from vanishing in float16; None in the other precisions.
@@ -86,7 +86,17 @@ class Towers:
         """
         return torch.amp.GradScaler(device.type) if self.precision == "float16" else None
 
-    def _run(self, model: DualEncoder, encode: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    def run(self, model: DualEncoder, encode: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """What a tower, or a part of one, gives of its inputs, float32.
+
+        Parameters
+        ----------
+        model : DualEncoder
+            Whose it is.
+        encode : callable
+            From some inputs to what is made of them, row by row.
+        rows : Tensor, shape (N, ...)
+        """
         dtype = None if self.precision == "float32" else getattr(torch, self.precision)
 
         def features(part: Tensor) -> Tensor:

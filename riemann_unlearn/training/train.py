@@ -8,7 +8,8 @@ HyCoCLIP, Pal et al. 2024):
     L = Σ_level [ L_con(image, text_level) + λ L_ent(image, text_level) ] + λ Σ L_ent(text, text above)
 
 That leaves cones that hold next to nothing. With ``objective: tree`` a model that was trained so goes on to a
-hierarchy whose cones hold (:mod:`riemann_unlearn.training.tree`).
+hierarchy whose cones hold (:mod:`riemann_unlearn.training.tree`); one without cones learns the same tree's
+directions, and is its flat twin.
 
 One training is one run directory (:mod:`riemann_unlearn.runs`). An interrupted one goes on from its last
 whole epoch, and ends with the same weights as one that was never interrupted.
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from riemann_unlearn import processes
 from riemann_unlearn.config import HOW, TrainConfig
@@ -39,6 +40,9 @@ from riemann_unlearn.training.driver import Callback, Driver, RandomBatches, as_
 from riemann_unlearn.training.schedules import cosine
 from riemann_unlearn.training.towers import Towers, check_parts, prepare_towers
 from riemann_unlearn.training.tree import embed_taxonomy, landing_loss
+
+FINE = 0.2
+"""Rate at which all weights move behind those of the last layer alone, as a share of the rate of those."""
 
 Measure = Callable[[DualEncoder, Samples], Mapping[str, Any]]
 """What is to be known of a model on some samples."""
@@ -104,7 +108,8 @@ def train(
     if config.start is not None:
         _start(model, config.start)
     if config.objective == "tree":
-        _check_tree(model, dataset, config)
+        _check_tree(dataset, config)
+    _check_head(model, config)
     check_parts(model, micro_batch=config.micro_batch)
     prepare_towers(model, grad_checkpointing=config.grad_checkpointing, compile=config.compile)
     if directory is None:  # all that can be refused has been refused
@@ -118,12 +123,13 @@ def train(
         optimizer,
         parameters=[p for p in model.parameters() if p.requires_grad],
         steps=config.epochs * batches.per_epoch,
-        schedule=cosine(config.epochs * batches.per_epoch, config.warmup_epochs * batches.per_epoch),
+        schedule=_schedule(config, batches.per_epoch),
         gradient_clip=config.gradient_clip,
         scaler=Towers(config.precision).scaler(device),
         device=device,
         callbacks=[
             Clamp(model),
+            HeadFirst(model, round(config.head_epochs * batches.per_epoch)),
             *callbacks,
             # Before the checkpoint, which keeps the epoch's record too.
             _Epochs(model, dataset, config, batches.per_epoch, measure, directory),
@@ -203,7 +209,7 @@ def _objective(
         taxonomy, meanings, min_radius=model.space.min_radius, seed=config.seed, progress=progress
     ).to(model.device)
     towers = Towers(config.precision, config.micro_batch)
-    return lambda batch: landing_loss(model, batch, tree, config.entailment_weight, levels, towers)
+    return lambda batch: landing_loss(model, batch, tree, config.entailment_weight, taxonomy, towers)
 
 
 def _start(model: DualEncoder, start: str) -> None:
@@ -221,19 +227,104 @@ def _start(model: DualEncoder, start: str) -> None:
     model.load_state_dict(weights)
 
 
-def _check_tree(model: DualEncoder, dataset: Dataset, config: TrainConfig) -> None:
+def _check_head(model: DualEncoder, config: TrainConfig) -> None:
+    """Refuse a last layer that cannot be trained by itself."""
+    if not config.head_epochs:
+        return
+    if config.start is None:
+        raise ValueError(
+            "head_epochs holds still what the image tower has learned, and fresh weights know nothing; give "
+            "a model as start"
+        )
+    if config.head_epochs >= config.epochs:
+        raise ValueError(
+            f"head_epochs, {config.head_epochs:g}, must be below epochs, {config.epochs}: they are the "
+            "first of them"
+        )
+    last_layer(model.visual)
+
+
+def _schedule(config: TrainConfig, per_epoch: int) -> Callable[[int], float]:
+    """Half a cosine after a warm-up; where there are two phases, one for each, and the second one lower."""
+    steps, warmup = config.epochs * per_epoch, config.warmup_epochs * per_epoch
+    alone = round(config.head_epochs * per_epoch)
+    if not alone:
+        return cosine(steps, warmup)
+    first, then = cosine(alone, warmup), cosine(steps - alone, warmup)
+    return lambda step: first(step) if step < alone else FINE * then(step - alone)
+
+
+def _check_tree(dataset: Dataset, config: TrainConfig) -> None:
     """Refuse what no tree can be made of."""
     if config.start is None:
         raise ValueError(
             "objective 'tree' puts captions where a text tower finds them, and fresh weights know nothing; "
             "train a model with the objective 'contrastive' and give it as start"
         )
-    if not model.space.has_cones:
-        raise ValueError(
-            f"objective 'tree' needs a model with entailment cones, such as MERU; a {model.name} has none"
-        )
     if len(dataset.taxonomy.levels) < 2:
         raise ValueError("objective 'tree' needs data with a level above the concepts; these have one level")
+
+
+class HeadFirst(Callback):
+    """Holds all of an image tower but its last layer still, in the first steps of a training.
+
+    Fine-tuning toward another objective from a last layer that does not fit distorts what lies before it, and
+    costs most on what was never seen; one that is fitted first leaves little to distort (Kumar et al. 2022,
+    arXiv 2202.10054). Layers that stand still are in evaluation mode, batch statistics and all.
+
+    Parameters
+    ----------
+    model : DualEncoder
+    steps : int
+        How many.
+    """
+
+    def __init__(self, model: DualEncoder, steps: int) -> None:
+        self.model, self.steps = model, steps
+
+    def started(self, driver: Driver) -> None:
+        """Hold it, if the step that is next is one of them."""
+        if driver.step < self.steps:
+            self._move(False)
+
+    def stepped(self, driver: Driver, record: dict[str, Any]) -> None:
+        """Let go behind the last of them."""
+        if driver.step == self.steps:
+            self._move(True)
+
+    def closed(self, driver: Driver) -> None:
+        """Leave no weight held."""
+        self._move(True)
+
+    def _move(self, moves: bool) -> None:
+        head = {id(p) for p in last_layer(self.model.visual)}
+        for parameter in self.model.visual.parameters():
+            parameter.requires_grad_(moves or id(parameter) in head)
+        self.model.visual.train(moves)
+
+
+def last_layer(tower: nn.Module) -> list[nn.Parameter]:
+    """Weights of what an open_clip image tower ends with: its projection, or the pooling that has one.
+
+    Parameters
+    ----------
+    tower : Module
+
+    Raises
+    ------
+    ValueError
+        For a tower without one.
+    """
+    # A tower of timm's has a head, a vision transformer a matrix, a ResNet pools by attention.
+    for name in ("head", "proj", "attnpool"):
+        part = getattr(tower, name, None)
+        weights = list(part.parameters()) if isinstance(part, nn.Module) else [part]
+        if found := [weight for weight in weights if isinstance(weight, nn.Parameter)]:
+            return found
+    raise ValueError(
+        f"cannot tell the last layer of a {type(tower).__name__}: it has no head, proj or attnpool with "
+        "weights; leave head_epochs at 0"
+    )
 
 
 class EpochBatches(RandomBatches):

@@ -8,7 +8,9 @@ the method's; here they are put together.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,10 @@ from riemann_unlearn import processes
 from riemann_unlearn.config import HOW, RunConfig
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.data import load as load_data
-from riemann_unlearn.evaluation import chance, evaluate
+from riemann_unlearn.evaluation import chance
+from riemann_unlearn.evaluation.api import quick_audit
+from riemann_unlearn.evaluation.features import warn_of_shared
+from riemann_unlearn.evaluation.subject import encode
 from riemann_unlearn.models import DualEncoder, save_model, state_of, unwrap
 from riemann_unlearn.models import load as load_model
 from riemann_unlearn.models.checkpoint import check_saveable
@@ -39,11 +44,14 @@ from riemann_unlearn.training import (
     as_device,
     prepare_towers,
 )
+from riemann_unlearn.unlearning.bars import StopAtBars, set_aside
+from riemann_unlearn.unlearning.kept import Fronts, keep
 from riemann_unlearn.unlearning.methods import METHODS, DirectMethod, GradientMethod, Method, create_method
 from riemann_unlearn.unlearning.methods.base import Objective
 from riemann_unlearn.unlearning.moving import moving
-from riemann_unlearn.unlearning.problem import ForgetAndRetain, Problem, Step
+from riemann_unlearn.unlearning.problem import ForgetAndRetain, Kept, Problem, Step
 from riemann_unlearn.unlearning.saliency import Saliency, saliency_masks
+from riemann_unlearn.unlearning.split import NothingStays, SplitTower, Unsplittable
 
 CHECKPOINT_EVERY = 25
 """Steps between two checkpoints; one is also written when a run is interrupted."""
@@ -102,9 +110,9 @@ def unlearn(
         Told of every step, before the history is; see :class:`riemann_unlearn.training.Callback`.
     **options
         The other fields of :class:`riemann_unlearn.config.RunConfig`: ``settings`` (a mapping, settings of
-        a method given by name), ``seed``, ``forget_batch``, ``retain_batch``, ``train`` (which weights move),
-        ``saliency``, ``device`` (where the model is moved; a model object stays where it is by default),
-        ``precision``, ``micro_batch``, ``grad_checkpointing``, ``compile``.
+        a method given by name), ``seed``, ``forget_batch``, ``retain_batch``, ``views``, ``tolerance``,
+        ``train`` (which weights move), ``saliency``, ``device`` (where the model is moved; a model object
+        stays where it is by default), ``precision``, ``micro_batch``, ``grad_checkpointing``, ``compile``.
 
     Returns
     -------
@@ -207,6 +215,8 @@ def prepare(
     config = replace(config, data=dataset.name)
     towers = Towers(config.precision, config.micro_batch)
     problem = Problem(encoder.to(device).eval(), dataset, selection.to(device), towers)
+    if config.tolerance is not None:
+        problem = replace(problem, aside=set_aside(problem, config.seed))
     if (reason := rules.unmet(problem)) is not None:
         raise ValueError(f"method {rules.name!r} cannot be used: {reason}")
     _check_moving(encoder, rules, config.train)
@@ -228,12 +238,18 @@ class _Run:
         self.clock, self.history = Clock(), History(directory, CHECKPOINT_EVERY)
         self.before: dict[str, Any] = {}
         """What was measured before anything moved; empty until then."""
+        self.fronts: Fronts | None = None
+        self.kept: Kept | None = None
+        self.bars: StopAtBars | None = None
+        # Features of the untouched model, until they have been measured.
+        self._untouched: tuple[Tensor, Tensor | None] | None = None
         self.applied = False
 
     def go(self, callbacks: Sequence[Callback], progress: bool) -> None:
         """Do what the method does, or what of it is left."""
         if isinstance(self.method, GradientMethod):
-            self._take_steps(self.method, callbacks, progress)
+            with self.stepping(self.method, callbacks) as driver:
+                self._drive(driver, progress)
         elif isinstance(self.method, DirectMethod):
             self._apply(self.method, progress)
         else:
@@ -241,12 +257,18 @@ class _Run:
                 f"method {self.method.name!r} is neither a GradientMethod nor a DirectMethod; subclass one"
             )
 
-    def _take_steps(self, method: GradientMethod, callbacks: Sequence[Callback], progress: bool) -> None:
+    @contextmanager
+    def stepping(self, method: GradientMethod, callbacks: Sequence[Callback] = ()) -> Iterator[Driver]:
+        """The driver of a method's steps; inside, only what it moves needs a gradient."""
         # Of the model as it is now: before a checkpoint is read, and before anything is put on its layers.
+        model, train = self.problem.model, self.config.train
+        parameters = method.parameters(model)
+        # Corrections are put on any of the method's matrices, so that the tower is cut before all of these.
+        with moving(model, parameters, "all" if train.startswith("lora:") else train) as may_move:
+            self._keep(may_move)
         objective = method.objective(self.problem)
-        model = self.problem.model
-        with moving(model, method.parameters(model), self.config.train) as moved:
-            self._drive(self.driver(method, callbacks, objective=objective, moved=moved), progress)
+        with moving(model, parameters, train) as moved:
+            yield self.driver(method, callbacks, objective=objective, moved=moved)
 
     def _drive(self, driver: Driver, progress: bool) -> None:
         parts: dict[str, Stateful] = {"weights": _Weights(self.problem.model), "run": self}
@@ -258,7 +280,8 @@ class _Run:
             ProgressBar(f"{self.method.name}: forget {', '.join(self.config.forget)}", progress)
         )
         # A resumed run has it from its checkpoint: measured now, it would be of a model that forgot already.
-        self.before = self.before or self._evaluate()
+        self.before = self.before or self._evaluate(self._untouched)
+        self._untouched = None
         driver.run()
 
     def driver(
@@ -277,12 +300,14 @@ class _Run:
         objective = method.objective(self.problem) if objective is None else objective
         moved = method.parameters(model) if moved is None else moved
         sizes = config.forget_batch or method.forget_batch, config.retain_batch or method.retain_batch
+        if self.problem.aside is not None and config.tolerance is not None:
+            self.bars = StopAtBars(self.problem, moved, self.problem.aside, config.tolerance)
         masks = []
         if config.saliency < 1:
             # The same holds for the masks: a resumed run must move the weights that it moved before.
             masks.append(Saliency(moved, self._saliency(moved, sizes)))
         return Driver(
-            ForgetAndRetain(self.problem, *sizes, seed=config.seed),
+            ForgetAndRetain(self.problem, *sizes, seed=config.seed, kept=self.kept),
             objective,
             RiemannianAdam(moved, lr=method.learning_rate),
             parameters=moved,
@@ -292,8 +317,41 @@ class _Run:
             device=model.device,
             # The watch adds its figures to a step's record before the history keeps it; masks come before the
             # caller's callbacks, which so see the weights as the step leaves them.
-            callbacks=[Watch(model, _radii), *masks, *callbacks, self.history],
+            # The bars come before the history, whose checkpoint is then that of a run that has stopped.
+            callbacks=[
+                Watch(model, _radii),
+                *masks,
+                *callbacks,
+                *([] if self.bars is None else [self.bars]),
+                self.history,
+            ],
         )
+
+    def _keep(self, moved: Sequence[nn.Parameter]) -> None:
+        """Cut the image tower where it begins to move, and keep what reaches the cut."""
+        if self.config.grad_checkpointing:
+            return  # it is of whole blocks, which a cut takes apart
+        problem = self.problem
+        model, seen = problem.model, problem.dataset.seen
+        # Seven, whatever there are: a number that is seldom another size of a layer's.
+        images = model.preprocess(seen.images[torch.arange(7) % len(seen)])
+        try:
+            split = SplitTower(model.visual, moved, images)
+        except NothingStays:
+            return
+        except Unsplittable as reason:
+            warnings.warn(f"the image tower runs as a whole at every step: {reason}", stacklevel=2)
+            return
+        if self.config.compile:
+            split.behind.compile()
+        self.problem = problem = replace(problem, split=split)
+        known = None
+        if Fronts.fit(problem):
+            self.fronts = Fronts(problem)
+            self._untouched = self.fronts.features()
+            known = self.fronts.seen, self._untouched[0]
+        if self.config.views:
+            self.kept = keep(problem, split.width, self.config.views, self.config.seed, known)
 
     def _saliency(self, moved: Sequence[Tensor], sizes: tuple[int, int]) -> list[Tensor | None]:
         """The weights that matter most to the forgotten pairs, from one batch of its own."""
@@ -332,8 +390,14 @@ class _Run:
         if self.directory is not None:
             self.directory.save({"weights": weights, "run": self})
 
-    def _evaluate(self) -> dict[str, Any]:
-        return evaluate(self.problem.model, self.problem.dataset, forget=self.config.forget)
+    def _evaluate(self, features: tuple[Tensor, Tensor | None] | None = None) -> dict[str, Any]:
+        """What :func:`~riemann_unlearn.evaluation.evaluate` gives of the model as it is now."""
+        if features is None and self.fronts is not None:
+            features = self.fronts.features()
+        problem = self.problem
+        subject = encode(problem.model, problem.dataset, problem.selection, features=features)
+        warn_of_shared(subject.captions)
+        return quick_audit(subject)
 
     def metrics(self) -> dict[str, Any]:
         """The contents of ``metrics.json``."""
@@ -349,6 +413,8 @@ class _Run:
             "seconds": round(self.clock.seconds, 2),
             "steps": len(self.history.records),
             "settings": self.method.settings(),
+            "kept": None if self.kept is None else list(self.kept.fronts.shape),
+            "stopped": None if self.bars is None else self.bars.stopped,
             "saliency": self.config.saliency,
             "train": self.config.train,
             "chance": chance(self.problem.taxonomy, self.problem.selection),

@@ -20,13 +20,12 @@ from torch import Tensor, nn
 
 from riemann_unlearn import processes
 from riemann_unlearn.data import Dataset
-from riemann_unlearn.evaluation.features import CHUNK, encode_images
+from riemann_unlearn.evaluation.features import IMAGES, encode_images
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.runs import Unused
 from riemann_unlearn.training import Driver
 from riemann_unlearn.unlearning.api import _Run, prepare
 from riemann_unlearn.unlearning.methods import GradientMethod, Method
-from riemann_unlearn.unlearning.moving import moving
 
 STEPS = 5
 """Steps that are timed; one more before them starts what has to be started."""
@@ -112,8 +111,7 @@ def plan(
         model = copy.deepcopy(model)
     run = prepare(model, data, forget=forget, method=method, output=output, resume=False, options=options)
     problem, config = run.problem, run.config
-    concept = problem.dataset.seen.concept
-    gone = int(problem.selection.concepts.cpu()[concept].sum())
+    gone, kept = (len(rows) for rows in problem.pools)
     heldout = problem.dataset.heldout
     weights = _bytes(problem.model.parameters())
     moves = {"image": 0, "text": 0, "all": 0}
@@ -123,7 +121,7 @@ def plan(
     if isinstance(run.method, GradientMethod):
         steps = run.method.steps
         sizes = config.forget_batch or run.method.forget_batch, config.retain_batch or run.method.retain_batch
-        batch = {"forget": min(sizes[0], gone), "retain": min(sizes[1], len(concept) - gone)}
+        batch = {"forget": min(sizes[0], gone), "retain": min(sizes[1], kept)}
         step, measured, moves = _steps_of(run, run.method)
         seconds = {"step": step, "steps": step * steps}
         memory |= measured
@@ -143,7 +141,7 @@ def plan(
         processes=processes.count(),
         images={
             "forget": gone,
-            "retain": len(concept) - gone,
+            "retain": kept,
             "heldout": 0 if heldout is None else len(heldout),
         },
         moves={**moves, "weights": sum(p.numel() for p in problem.model.parameters())},
@@ -204,12 +202,11 @@ class _Held:
 def _steps_of(run: _Run, method: GradientMethod) -> tuple[float, dict[str, int | None], dict[str, int]]:
     """Seconds of a step, what it holds, and how many weights it moves."""
     model = run.problem.model
-    # As the run does it: the objective is of the model as it is, before anything is put on its layers.
-    objective = method.objective(run.problem)
-    with moving(model, method.parameters(model), run.config.train) as moved:
+    with run.stepping(method) as driver:
+        moved = driver.parameters
         moves = {"image": _among(moved, model.visual), "text": _among(moved, model.text)}
         moves["all"] = sum(p.numel() for p in moved)
-        seconds, memory = _measured(run.driver(method, objective=objective, moved=moved), model)
+        seconds, memory = _measured(driver, model)
     return seconds, memory, moves
 
 
@@ -252,11 +249,13 @@ def _batch_bytes(driver: Driver) -> int:
 def _encoding(run: _Run) -> float:
     """Seconds to encode all images once, by the time of the first chunk of seen ones."""
     dataset, model = run.problem.dataset, run.problem.model
-    some = dataset.seen.subset(torch.arange(min(CHUNK, len(dataset.seen))))
+    some = dataset.seen.subset(torch.arange(min(IMAGES, len(dataset.seen))))
     # Each process by itself, as it has a chunk when there are many: they are dealt out.
     with processes.alone():
         taken = _timed(lambda: encode_images(model, some.images), model.device)
-    chunks = sum(math.ceil(len(part) / CHUNK) for part in (dataset.seen, dataset.heldout) if part is not None)
+    chunks = sum(
+        math.ceil(len(part) / IMAGES) for part in (dataset.seen, dataset.heldout) if part is not None
+    )
     # Of few chunks the last may be small; a chunk's time is that of as many images as were taken.
     whole = taken * (len(dataset.seen) + (0 if dataset.heldout is None else len(dataset.heldout))) / len(some)
     return whole * math.ceil(chunks / processes.count()) / chunks
@@ -284,9 +283,9 @@ def _files(weights: int, optimizer: int) -> dict[str, int | None]:
     }
 
 
-def _among(moved: Sequence[nn.Parameter], tower: nn.Module) -> int:
-    own = set(tower.parameters())
-    return sum(p.numel() for p in moved if p in own)
+def _among(moved: Sequence[Tensor], tower: nn.Module) -> int:
+    own = set(map(id, tower.parameters()))
+    return sum(p.numel() for p in moved if id(p) in own)
 
 
 def _bytes(tensors: Any) -> int:

@@ -22,6 +22,7 @@ from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.spaces import Space
 from riemann_unlearn.training import RandomBatches
 from riemann_unlearn.training.towers import WHOLE, Towers
+from riemann_unlearn.unlearning.split import SplitTower, with_tower
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,40 @@ class Problem:
     """On the model's device."""
     towers: Towers = WHOLE
     """How the model's towers are run on a batch."""
+    split: SplitTower | None = None
+    """Where the image tower is cut, if a part of it stays whatever the method does."""
+    aside: Tensor | None = None
+    """Seen images that take no part in the run: bool, shape (N,), on the CPU."""
+
+    @cached_property
+    def tower(self) -> DualEncoder:
+        """What takes :meth:`front` and gives image features: the model, or what of it lies behind the cut."""
+        return self.model if self.split is None else with_tower(self.model, self.split.behind)
+
+    @property
+    def gone(self) -> Tensor:
+        """Which seen images show something that is to be forgotten: bool, shape (N,), on the CPU."""
+        return self.selection.concepts.cpu()[self.dataset.seen.concept]
+
+    @property
+    def pools(self) -> tuple[Tensor, Tensor]:
+        """Rows of the seen images to be forgotten and of those to be retained, without what is set aside."""
+        takes_part = torch.ones_like(self.gone) if self.aside is None else ~self.aside
+        return (self.gone & takes_part).nonzero()[:, 0], (~self.gone & takes_part).nonzero()[:, 0]
+
+    def front(self, images: Any) -> Tensor:
+        """What of images does not depend on what moves: preprocessed and, where there is a cut, up to it.
+
+        Parameters
+        ----------
+        images : Tensor, shape (B, 3, H, W), or sequence of Tensor
+            As for :meth:`riemann_unlearn.models.DualEncoder.preprocess`.
+        """
+        shown = self.model.preprocess(images)
+        if self.split is None:
+            return shown
+        with torch.no_grad():
+            return self.towers.run(self.model, self.split.front, shown)
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -63,6 +98,8 @@ class Step:
     batch: Batch
     number: int = 0
     """How many steps were taken before this one."""
+    kept: bool = False
+    """Whether the batch has :attr:`front` in the place of images, as it was kept."""
 
     def to(self, device: torch.device | str) -> Step:
         """The same step, its batch on another device."""
@@ -80,13 +117,24 @@ class Step:
         return self.problem.space
 
     def encode_images(self, model: DualEncoder) -> Tensor:
-        """What a model's image tower emits for the batch, run as the problem's towers are, shape (B, D)."""
-        return self.problem.towers.images(model, self.batch.images)
+        """What an image tower emits for the batch, run as the problem's towers are, shape (B, D).
+
+        Parameters
+        ----------
+        model : DualEncoder
+            :attr:`Problem.tower`, or a copy of it.
+        """
+        return self.problem.towers.run(model, model.encode_image, self.front)
+
+    @cached_property
+    def front(self) -> Tensor:
+        """What of the batch's images does not depend on what moves; see :meth:`Problem.front`."""
+        return self.batch.images if self.kept else self.problem.front(self.batch.images)
 
     @cached_property
     def image_features(self) -> Tensor:
         """What the image tower emits for the batch, shape (B, D)."""
-        return self.encode_images(self.model)
+        return self.encode_images(self.problem.tower)
 
     @cached_property
     def text_features(self) -> tuple[Tensor, ...]:
@@ -157,6 +205,16 @@ class Step:
         )
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The fronts of some views of some seen images."""
+
+    rows: Tensor
+    """Which images they are of, long, shape (N,)."""
+    fronts: Tensor
+    """float32, shape (N, views, K)."""
+
+
 class ForgetAndRetain(RandomBatches):
     """Batches of both kinds of pairs, those to be forgotten first.
 
@@ -167,23 +225,36 @@ class ForgetAndRetain(RandomBatches):
         Pairs of either kind in a batch, as far as there are so many.
     seed : int
         Decides which, their views and the wording of their captions.
+    kept : Kept, optional
+        Batches are of these images alone, and of views whose fronts are there.
     """
 
-    def __init__(self, problem: Problem, forget: int, retain: int, seed: int) -> None:
-        self.problem = problem
+    def __init__(
+        self, problem: Problem, forget: int, retain: int, seed: int, kept: Kept | None = None
+    ) -> None:
+        self.problem, self.kept = problem, kept
         self.generator = torch.Generator().manual_seed(seed)
-        # Images are drawn where they are kept, and drawn by a generator of the CPU: a seed means the same
-        # batches on every device.
-        gone = problem.selection.concepts.cpu()[problem.dataset.seen.concept]
-        self._pools = ((gone.nonzero()[:, 0], forget), ((~gone).nonzero()[:, 0], retain))
+        # Images are drawn where they are stored, and drawn by a generator of the CPU: a seed means the same
+        # batches on every device. With what was kept, places in it are drawn.
+        pools = problem.pools
+        if kept is not None:
+            gone = problem.gone[kept.rows]
+            pools = gone.nonzero()[:, 0], (~gone).nonzero()[:, 0]
+        self._pools = tuple(zip(pools, (forget, retain), strict=True))
 
     def draw(self, number: int) -> Step:
         """The step of a number, on the CPU; each kind without replacement."""
-        # One generator in one order: forgotten rows, retained rows, wordings, views. A resumed run, which has
-        # the generator's state, draws what an uninterrupted one would have.
+        # One generator in one order: forgotten rows, retained rows, wordings, views (kept ones before the
+        # wordings). A resumed run has its state, and draws what it would have drawn.
         rows = torch.cat(
             [pool[torch.randperm(len(pool), generator=self.generator)[:count]] for pool, count in self._pools]
         )
         seen, model = self.problem.dataset.seen, self.problem.model
-        batch = make_batch(seen, rows, model.image_size, self.generator, fit=model.resize)
-        return Step(self.problem, batch, number)
+        if self.kept is None:
+            batch = make_batch(seen, rows, model.image_size, self.generator, fit=model.resize)
+            return Step(self.problem, batch, number)
+        view = torch.randint(self.kept.fronts.shape[1], (len(rows),), generator=self.generator)
+        batch = make_batch(
+            seen, self.kept.rows[rows], model.image_size, self.generator, images=self.kept.fronts[rows, view]
+        )
+        return Step(self.problem, batch, number, kept=True)

@@ -16,6 +16,7 @@ from riemann_unlearn.evaluation import zero_shot
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.training import Callback, Driver, EpochBatches, TrainConfig, training_loss
 from riemann_unlearn.training import train as train_model
+from riemann_unlearn.training.train import last_layer
 from tests.conftest import make_model, model_config
 
 LEVELS = ("name", "kind", "realm")
@@ -220,3 +221,63 @@ class TestEpochs:
         batches, plain = self.batches(world, group=1), torch.Generator().manual_seed(0)
         for epoch in range(2):
             assert torch.equal(batches.order(epoch), torch.randperm(16, generator=plain))
+
+
+class Moved(Callback):
+    """Which parameters had a gradient at each step, and the rate."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+        self.rates: list[float] = []
+
+    def updating(self, driver: Driver) -> None:
+        self.counts.append(sum(p.grad is not None for p in driver.parameters))
+
+    def updated(self, driver: Driver) -> None:
+        self.rates.append(driver.optimizer.param_groups[0]["lr"])
+
+
+def test_the_last_layer_moves_first(world_path: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    models.save_model(make_model("MERU"), start)
+    settings = config(world_path, start=str(start), epochs=4, head_epochs=2, warmup_epochs=0)
+    moved = Moved()
+    model = train(model_config("MERU"), settings, tmp_path / "a", callbacks=[moved])
+    tower, last = list(model.visual.parameters()), last_layer(model.visual)
+    assert 0 < len(last) < len(tower)
+    half = len(moved.counts) // 2
+    assert set(moved.counts[:half]) == {moved.counts[-1] - len(tower) + len(last)}
+    assert len(set(moved.counts[half:])) == 1
+    assert moved.rates[half] == pytest.approx(0.2 * moved.rates[0])
+    assert moved.rates[half - 1] < moved.rates[0]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    # Interrupted in the second phase and gone on with, it is the same training.
+    stop = Interrupting(3 * half // 2)
+    with pytest.raises(KeyboardInterrupt):
+        train(model_config("MERU"), settings, tmp_path / "b", callbacks=[stop])
+    again = train(model_config("MERU"), settings, tmp_path / "b", resume=True)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+class Interrupting(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def stepped(self, driver: Driver, record: dict[str, Any]) -> None:
+        if driver.step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_a_last_layer_that_cannot_move_alone_is_refused(world_path: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    models.save_model(make_model("MERU"), start)
+    for changes, message in (
+        ({"head_epochs": 1.0}, "give a model as start"),
+        ({"head_epochs": 4.0, "start": str(start)}, "head_epochs, 4, must be below epochs, 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(model_config("MERU"), config(world_path, **changes), tmp_path / "a")
+        assert not (tmp_path / "a").exists()
+    with pytest.raises(ValueError, match="cannot tell the last layer of a Identity"):
+        last_layer(torch.nn.Identity())

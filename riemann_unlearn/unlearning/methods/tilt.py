@@ -45,8 +45,8 @@ class Tilt(GradientMethod):
     bounded, and with the forgotten gone the steps that are left repair what is retained. Only the image
     tower moves. Captions therefore stay where they are, all of them can be candidates at every step for
     the price of one matrix product, and a caption never used in unlearning means what it meant and finds
-    no image any more. The tower's first layers stay as well: they hold few of the weights, and run
-    once for this model and the frozen one.
+    no image any more. The tower's first layers stay as well: they hold few of the weights and do most of
+    the work, which is done once for all steps.
     """
 
     name: ClassVar[str] = "tilt"
@@ -79,19 +79,14 @@ class Tilt(GradientMethod):
 
     def objective(self, problem: Problem) -> Objective:
         """The loss against the model as it is now."""
-        frozen = FrozenCopy(problem.model, moved=self.parameters(problem.model))
+        frozen = FrozenCopy(problem)
         # Only the image tower moves, so all captions are encoded once.
         captions = [encode_texts(problem.model, level.captions) for level in problem.taxonomy.levels]
         # The copy's own τ and c: the target stays what it was whatever becomes of the model's.
         space = frozen.model.space.detached()
 
         def terms(step: Step) -> dict[str, Tensor]:
-            # The tower runs when features are first asked for, so its unmoved layers are listened to here.
-            # The copy is shown the same images next, for it remembers one input only.
-            with frozen.following():
-                features = step.image_features
-            with torch.no_grad():
-                before = step.encode_images(frozen.model)
+            features, before = step.image_features, frozen.image_features(step)
             result = step.sum_over_levels(lambda level: one_level(step, level, before))
             forget = torch.stack(step.forget).any(0)
             # Detached, so that forgotten images go to the retained ones and these are not drawn to them.
