@@ -185,16 +185,18 @@ def refusals(world: Path, folder: Path) -> list[str]:
 def command(world: Path, folder: Path) -> int:
     arguments = ["--model", str(folder / "model.safetensors"), "--data", str(world), "--forget", "food-fruit"]
     steps = ["--method", "hac", "--steps", "2", "--forget-batch", "4", "--retain-batch", "4"]
-    return main(["run", *arguments, *steps, "--output", str(folder / "out")]) or main(
-        ["evaluate", *arguments]
-    )
+    return main(["run", *arguments, *steps, "--output", str(folder / "out")])
+
+
+def evaluation(world: Path, folder: Path) -> int:
+    return main(["evaluate", "--model", str(folder / "out"), "--json"])
 
 
 def wrong_command(world: Path, folder: Path) -> int:
-    return main(["run", "--data", str(world), "--forget", "nothing-like-it", "--output", str(folder / "out")])
+    return main(["run", "--data", str(world), "--forget", "nothing-like-it", "--output", str(folder / "no")])
 
 
-COMMANDS = (command, wrong_command)
+COMMANDS = (command, evaluation, wrong_command)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -278,6 +280,9 @@ def test_the_command_line_prints_once_and_writes_once(world_path: Path, tmp_path
     assert (tmp_path / "out" / "report.html").is_file()
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["steps"] == 2
     assert "Written to" in (tmp_path / "stdout-0").read_text()
+    assert (tmp_path / "stdout-1").read_text() == ""
+    assert together(2, evaluation, world_path, tmp_path) == [0, 0]
+    assert json.loads((tmp_path / "stdout-0").read_text())["forgotten"] == ["food-fruit"]
     assert (tmp_path / "stdout-1").read_text() == ""
     assert together(2, wrong_command, world_path, tmp_path) == [2, 2]
     said = [(tmp_path / f"stderr-{rank}").read_text() for rank in range(2)]
