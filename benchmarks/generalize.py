@@ -1,23 +1,23 @@
-"""Forgetting by generalizing beside its rivals, a row for each method and concept, and the hypotheses' verdicts.
+"""Forgetting by generalizing beside its rivals: a row a method and concept, and the hypotheses' verdicts.
 
     python -m benchmarks.generalize --output docs/data/generalize.jsonl
     python -m benchmarks.generalize --output docs/data/generalize.jsonl --verdicts
-    python -m benchmarks.generalize --methods oracle --concepts food-fruit --model runs/without-fruit/model.safetensors
+    python -m benchmarks.generalize --methods oracle --concepts food-fruit --model runs/without-fruit
 
-What is asked, and what refutes it, is in docs/hypotheses.md. One JSON line a run; a run that is in the file is
-not run again, and one that was interrupted goes on from the folder that it left beside the file. "before" and
-"oracle" are no methods: the model is looked at as it is given, in the latter case one that never saw the concept.
+What is asked, and what refutes it, is in docs/hypotheses.md. One JSON line a run; a run that is in the file
+is not run again, and one that was interrupted goes on from the folder that it left beside the file. "before"
+and "oracle" are no methods: the model is looked at as it is given, in the latter case one that never saw the
+concept.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,26 +29,29 @@ from torch import Tensor
 import riemann_unlearn as ru
 from benchmarks._rows import append, key, read, settings
 from benchmarks.unlearning import IMAGES, _digest, _run
+from riemann_unlearn.data import Dataset
 from riemann_unlearn.data.zone import Zone
 from riemann_unlearn.evaluation.features import encode_texts
+from riemann_unlearn.evaluation.intervals import wilson
 from riemann_unlearn.evaluation.measures.base import Measure, percent
 from riemann_unlearn.evaluation.measures.landing import Landing
 from riemann_unlearn.evaluation.measures.recovery import Recovery
 from riemann_unlearn.evaluation.measures.relearning import Relearning
-from riemann_unlearn.evaluation.subject import HELDOUT, SEEN, Part, Subject
+from riemann_unlearn.evaluation.subject import HELDOUT, SEEN, Part, Subject, evenly
 from riemann_unlearn.losses import ContrastiveLoss
 from riemann_unlearn.report.text import markdown
 from riemann_unlearn.unlearning import GradientMethod, Problem, Step, setting
 from riemann_unlearn.unlearning.methods import Objective
 from riemann_unlearn.unlearning.methods.generalize import Generalize, Home
-from riemann_unlearn.unlearning.methods.tilt import Tilt
+from riemann_unlearn.unlearning.methods.tilt import Tilt, mean
 
 CONCEPTS = ("food-fruit", "animal-bird", "musical-instrument")
 UNCHANGED = ("before", "oracle")
 METHODS = (
     *UNCHANGED, "tilt", "generalize", "distance-only", "random-parent", "no-siblings", "relabel", "hac",
 )  # fmt: skip
-SHOTS = (1, 4, 16)
+SHOTS = (0, 1, 4, 16)
+"""Images of the forgotten that a relearning attack has."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default="emoji")
     parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS), help="each forgotten by itself")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument(
+        "--seen", type=int, metavar="N", help="of the retained seen images, work with N at even steps"
+    )
     parser.add_argument("--steps", type=int, default=400, help="of all methods but hac, which has its own")
+    parser.add_argument(
+        "--no-relearning", action="store_true", help="leave out the attack, which takes longest"
+    )
     parser.add_argument("--output", type=Path, default=Path("generalize.jsonl"))
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
     parser.add_argument("--verdicts", action="store_true", help="print the hypotheses' verdicts, run nothing")
@@ -68,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = read(options.output)
     if not (options.table or options.verdicts):
         for run in _runs(options):
-            if key(run) not in set(map(key, rows)):
-                rows.append(_row(options.output, run))
+            if _key(run) not in set(map(_key, rows)):
+                rows.append(_row(options.output, run, not options.no_relearning))
                 append(options.output, rows[-1])
     print(verdicts(rows, options.model) if options.verdicts else table(rows))
     return 0
@@ -86,28 +95,44 @@ def _runs(options: argparse.Namespace) -> list[dict[str, Any]]:
                     changes = [] if method == "hac" else [f"steps={options.steps}"]
                     own = settings(method, changes)
                 run = {"method": method, "settings": own, "model": options.model, "forget": [concept]}
-                runs.append({**run, "seed": seed, "data": options.data})
+                runs.append({**run, "seed": seed, "data": options.data, "seen": options.seen})
     return runs
 
 
-def _row(output: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+def _key(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    return *key(run), run["seen"]
+
+
+def _data(run: Mapping[str, Any]) -> Dataset:
+    """The dataset, with so many of the retained seen images as are asked for."""
+    data = ru.data.load(run["data"])
+    if run["seen"] is None:
+        return data
+    gone = data.taxonomy.select(run["forget"]).concepts[data.seen.concept]
+    rows = torch.cat([gone.nonzero()[:, 0], evenly((~gone).nonzero()[:, 0], run["seen"])]).sort().values
+    return replace(data, seen=data.seen.subset(rows))
+
+
+def _row(output: Path, run: Mapping[str, Any], relearning: bool) -> dict[str, Any]:
     """A run and what is measured of the model that it leaves."""
     folder = output.with_name(f"{output.name}.{_digest(run)}")
+    data = _data(run)
     if run["method"] in UNCHANGED:
         model = ru.load(run["model"])
         result = dict(run)
     else:
-        result = {**_run(folder, **run), "data": run["data"]}
+        asked = {name: value for name, value in run.items() if name != "seen"}
+        result = {**_run(folder, **{**asked, "data": data}), "seen": run["seen"]}
         model = ru.load(folder)
-    asked = [Landing(), Recovery(), Relearning(shots=SHOTS), SiblingPrecision()]
-    report = ru.evaluate(model, run["data"], forget=run["forget"], audit="full", measures=asked)
+    measures = [Landing(), Recovery(), SiblingPrecision(), *([Relearning(shots=SHOTS)] if relearning else [])]
+    report = ru.evaluate(model, data, forget=run["forget"], audit="full", measures=measures)
     audit = report["full_audit"]
     # Of the model as it is, under the names that a run's metrics have, so that every row has them.
     kept = ("forget", "retain", "neighbours", "heldout")
     result["after"] = {name: report[name] for name in kept if name in report}
     result["full_audit"] = {
         measure.name: None if audit[measure.name] is None else audit[measure.name]["after"]
-        for measure in asked
+        for measure in measures
     }
     shutil.rmtree(folder, ignore_errors=True)
     return result
@@ -122,44 +147,37 @@ class DistanceOnly(Tilt):
     """The same aim by distances: one softmax over the captions of all levels, the mass on the parent's.
 
     Retained images are held to the frozen model's distribution over all captions, and forgotten ones to the
-    parent's caption alone, with the odds term as it is in tilt, once over all levels.
+    parent's caption alone, in the place of tilt's terms of each level.
     """
 
     name: ClassVar[str] = "distance-only"
     description: ClassVar[str] = "Tilted distillation of one softmax over all levels, towards the parent"
 
-    def objective(self, problem: Problem) -> Objective:
-        levels = problem.taxonomy.levels
+    def further(self, problem: Problem) -> Callable[[Step, Tensor], Mapping[str, Tensor]]:
+        """Under the names of the terms of each level, whose place they take."""
+        levels, space = problem.taxonomy.levels, problem.space.detached()
         captions = torch.cat([encode_texts(problem.model, level.captions) for level in levels])
         gone = torch.cat([problem.forgotten(level) for level in problem.levels])
-        offsets = [sum(len(level) for level in levels[:depth]) for depth in problem.levels]
-        # Of each concept, the caption of its lowest retained label; of none, where even the topmost goes.
-        home = torch.full((len(problem.taxonomy.concepts),), -1)
+        # Of each concept, the caption of its lowest retained label; -1 where even the topmost goes.
+        home = torch.full_like(problem.taxonomy.ancestor(0), -1, device=gone.device)
         for depth in reversed(problem.levels):
-            label = problem.taxonomy.ancestor(depth)
+            label = problem.taxonomy.ancestor(depth).to(gone.device)
             kept = ~problem.forgotten(depth)[label]
-            home[kept] = offsets[depth] + label[kept]
-        tilted, space = super().objective(problem), problem.space.detached()
-        before = copy.deepcopy(problem.model).requires_grad_(False)
+            home[kept] = sum(len(level) for level in levels[:depth]) + label[kept]
 
-        def terms(step: Step) -> dict[str, Tensor]:
-            mixing = {name: term for name, term in tilted(step).items() if name == "mixing_loss"}
+        def terms(step: Step, before: Tensor) -> dict[str, Tensor]:
             forget = torch.stack(step.forget).any(0)
-            logits = step.space.logits(step.image_features, captions)
-            with torch.no_grad():
-                images = before.encode_image(before.preprocess(step.batch.images))
-                target = space.logits(images, captions).masked_fill(gone, -math.inf).softmax(1)
+            logits = space.logits(step.image_features, captions)
+            target = space.logits(before, captions).masked_fill(gone, -math.inf).softmax(1)
             divergence = (torch.xlogy(target, target) - target * logits.log_softmax(1)).sum(1)
-            parent = home[step.caption_ids[0]]
-            to_parent = F.cross_entropy(logits[forget], parent[forget], ignore_index=-1, reduction="sum")
             odds = logits[forget][:, gone].logsumexp(1) - logits[forget][:, ~gone].logsumexp(1)
-            count = max(1, int(forget.sum()))
-            # A level's divergence was summed over the levels, hence their number before that of all at once.
+            parent = home[step.caption_ids[0]][forget]
+            to_parent = F.cross_entropy(logits[forget], parent, ignore_index=-1, reduction="none")
             return {
-                **mixing,
-                "retain_loss": self.retain * len(levels) * divergence[~forget].mean(),
-                "odds_loss": F.relu(self.margin + odds).sum() / count,
-                "parent_loss": to_parent / count,
+                # Tilt's is a sum over the levels.
+                "retain_loss": self.retain * len(levels) * mean(divergence[~forget]),
+                "odds_loss": mean(F.relu(self.margin + odds)),
+                "target_loss": mean(to_parent),
             }
 
         return terms
@@ -176,6 +194,7 @@ class Relabel(GradientMethod):
     steps: int = setting(400, 1, 1_000_000, "optimizer steps")
 
     def objective(self, problem: Problem) -> Objective:
+        """The contrastive loss of the relabelled batch."""
         loss = ContrastiveLoss()
 
         def terms(step: Step) -> dict[str, Tensor]:
@@ -204,6 +223,7 @@ class RandomParent(Generalize):
     description: ClassVar[str] = "Generalizing to a parent drawn at random"
 
     def home(self, problem: Problem, zone: Zone, parent: int, concepts: Tensor) -> Home:
+        """The zone of another parent, for the same concepts."""
         others = [label for label in torch.unique(zone.parent).tolist() if label != parent]
         if not others:
             raise ValueError("there is no other parent to draw, for everything has the same")
@@ -220,6 +240,7 @@ class NoSiblings(Generalize):
     description: ClassVar[str] = "Generalizing without a term for the siblings"
 
     def children(self, problem: Problem, zone: Zone, parent: int) -> Tensor:
+        """Captions of those children that are forgotten."""
         labels = (zone.parent == parent).nonzero()[:, 0]
         # The order is that of the labels where there are no more than the method looks at.
         return super().children(problem, zone, parent)[problem.forgotten(zone.depth)[labels]]
@@ -237,12 +258,14 @@ class SiblingPrecision(Measure):
     reading: ClassVar[str] = "Share of the images deepest in the siblings' cones that belong there."
 
     def unmet(self, subject: Subject, references: Mapping[str, Subject]) -> str | None:
+        """It needs cones."""
         if not subject.space.has_cones:
             return "the model's space has no entailment cones"
         return None
 
     @torch.no_grad()
     def compute(self, subject: Subject, references: Mapping[str, Subject], seed: int = 0) -> Any:
+        """By part, how many images were asked for, how many belong there, and how many are forgotten."""
         return {part.what: self._counts(subject, part) for part in subject.parts}
 
     def _counts(self, subject: Subject, part: Part) -> dict[str, int]:
@@ -262,6 +285,7 @@ class SiblingPrecision(Measure):
         return counts
 
     def rows(self, value: Any) -> dict[str, str]:
+        """By part, the share that belongs there."""
         return {what: percent(counts["own"] / max(1, counts["asked"])) for what, counts in value.items()}
 
 
@@ -294,7 +318,7 @@ def probed(row: Mapping[str, Any], by: str) -> Count:
 
 def relearned(row: Mapping[str, Any], shots: int) -> Count:
     """Of the forgotten held-out images, those that the attack brings back with so many."""
-    value = row["full_audit"]["relearning"]
+    value = row["full_audit"].get("relearning")
     if not value or shots not in value["shots"]:
         return 0, 0
     return round(value["accuracy"][value["shots"].index(shots)] * value["images"]), value["images"]
@@ -372,10 +396,7 @@ def _percent(counted: Count) -> str:
 
 
 def _with_interval(counted: Count) -> str:
-    if not counted[1]:
-        return "–"
-    low, high = wilson(*counted)
-    return f"{_percent(counted)} [{percent(low)}, {percent(high)}]"
+    return percent(counted[0] / counted[1], counted[1]) if counted[1] else "–"
 
 
 def _radii(row: Mapping[str, Any]) -> str:
@@ -389,16 +410,10 @@ def _radii(row: Mapping[str, Any]) -> str:
 # The verdicts.
 
 
-def wilson(hits: int, asked: int) -> tuple[float, float]:
-    """A share's 95 % interval (Wilson 1927)."""
-    z, p = 1.959964, hits / asked
-    middle, spread = p + z * z / (2 * asked), z * math.sqrt(p * (1 - p) / asked + (z / (2 * asked)) ** 2)
-    return (middle - spread) / (1 + z * z / asked), (middle + spread) / (1 + z * z / asked)
-
-
 def difference(a: Count, b: Count) -> tuple[float, float, float]:
     """The difference of two shares, with its 95 % interval (Newcombe 1998, method 10)."""
-    (p, q), (low_a, high_a), (low_b, high_b) = (a[0] / a[1], b[0] / b[1]), wilson(*a), wilson(*b)
+    p, q = a[0] / a[1], b[0] / b[1]
+    (low_a, high_a), (low_b, high_b) = wilson(p, a[1]), wilson(q, b[1])
     return (
         p - q,
         p - q - math.hypot(p - low_a, high_b - q),

@@ -149,7 +149,7 @@ def test_to_tilt_it_adds_one_term_of_the_forgotten(meru: DualEncoder, world: Dat
         meru.text_log_scale.fill_(-1.5)
     task = problem(meru, world)
     found, tilt = terms("generalize", task), terms("tilt", task)
-    assert found.keys() - tilt.keys() == {"zone_loss"}
+    assert found.keys() - tilt.keys() == {"zone_loss", "stay_loss"}
     assert all(torch.equal(found[name], value) for name, value in tilt.items())
     (home,) = homes(task)
     one = step(task)
@@ -157,6 +157,25 @@ def test_to_tilt_it_adds_one_term_of_the_forgotten(meru: DualEncoder, world: Dat
     assert home.excess(points).mean() > 0
     torch.testing.assert_close(found["zone_loss"], 5 * home.excess(points).mean())
     assert terms("generalize", task, {"zone": 0.0})["zone_loss"] == 0
+
+
+def test_retained_images_are_held_to_where_they_were(meru: DualEncoder, world: Dataset) -> None:
+    task = problem(meru, world)
+    method = create_method("generalize", {"stay": 3.0})
+    assert isinstance(method, Generalize)
+    objective = method.objective(task)
+    one = step(task)
+    # Not quite 0: attention rounds otherwise where no gradient is asked for.
+    assert objective(one)["stay_loss"] < 1e-9
+    before = one.image_features.detach()
+    with torch.no_grad():
+        for parameter in method.parameters(meru):
+            parameter.mul_(1.2)
+    moved = step(task)
+    distance = tangent.dist(moved.image_features, before, meru.curvature) * meru.curvature.sqrt()
+    expected = 3 * distance[~one.forget[0]].square().mean()
+    assert expected > 0
+    torch.testing.assert_close(objective(moved)["stay_loss"], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_of_one_level_every_cone_is_left() -> None:

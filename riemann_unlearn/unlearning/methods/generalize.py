@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,8 +15,8 @@ from riemann_unlearn.evaluation.features import encode_images, encode_texts
 from riemann_unlearn.evaluation.subject import evenly
 from riemann_unlearn.geometry import tangent
 from riemann_unlearn.spaces import LorentzTangents
-from riemann_unlearn.unlearning.methods.base import Objective, setting
-from riemann_unlearn.unlearning.methods.tilt import Tilt
+from riemann_unlearn.unlearning.methods.base import setting
+from riemann_unlearn.unlearning.methods.tilt import Tilt, mean
 from riemann_unlearn.unlearning.problem import Problem, Step
 
 MOST_IMAGES = 512
@@ -82,6 +82,9 @@ class Generalize(Tilt):
     exterior angle at π does not change along the geodesic from x to π, so an image in the parent's cone stays
     in it all the way there, which is at most d(x, π) long.
 
+    The retained are held to where they were, i_0, by :math:`σ\,\mathrm{mean}_{i∈R}\,d(i, i_0)^2`, since their
+    distribution over captions lets all images move outward together, out of the cones that held them.
+
     Where nothing above is retained, or the taxonomy has one level, the parent is a root whose cone holds
     everything, and the zone lies outside all cones of the level.
 
@@ -95,6 +98,7 @@ class Generalize(Tilt):
 
     zone: float = setting(5.0, 0, 1e4, "weight of the forgotten images' way into the zone")
     clearance: float = setting(0.1, 0, 1, "δ: by what share of its aperture a cone is entered or left")
+    stay: float = setting(5.0, 0, 1e4, "σ: weight of the retained images' distance from where they were")
 
     def unmet(self, problem: Problem) -> str | None:
         """It needs entailment cones."""
@@ -105,20 +109,21 @@ class Generalize(Tilt):
             f"({problem.space.name!r}) has none"
         )
 
-    def objective(self, problem: Problem) -> Objective:
-        """The loss against the model as it is now."""
-        tilted = super().objective(problem)
+    def further(self, problem: Problem) -> Callable[[Step, Tensor], Mapping[str, Tensor]]:
+        """The forgotten's way into their zones, and the retained's from where they were."""
         homes = list(self.homes(problem))
 
-        def terms(step: Step) -> dict[str, Tensor]:
-            result = dict(tilted(step))
-            concept = step.caption_ids[0]
+        def terms(step: Step, before: Tensor) -> dict[str, Tensor]:
+            concept, kept = step.caption_ids[0], ~torch.stack(step.forget).any(0)
             # The towers may run under autocast, the geometry never does.
             with torch.autocast(concept.device.type, enabled=False):
                 points = _points(step.image_features, problem)
                 excess = torch.cat([home.excess(points[home.concepts[concept]]) for home in homes])
-            result["zone_loss"] = self.zone * excess.sum() / max(1, len(excess))
-            return result
+                away = tangent.dist(points[kept], _points(before[kept], problem), 1.0)
+            return {
+                "zone_loss": self.zone * mean(excess),
+                "stay_loss": self.stay * mean(away.square()),
+            }
 
         return terms
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -84,6 +85,7 @@ class Tilt(GradientMethod):
         captions = [encode_texts(problem.model, level.captions) for level in problem.taxonomy.levels]
         # The copy's own τ and c: the target stays what it was whatever becomes of the model's.
         space = frozen.model.space.detached()
+        further = self.further(problem)
 
         def terms(step: Step) -> dict[str, Tensor]:
             features, before = step.image_features, frozen.image_features(step)
@@ -93,7 +95,8 @@ class Tilt(GradientMethod):
             gone, kept = features[forget], features[~forget].detach()
             if min(len(gone), len(kept)) > 1:  # a forgotten image has others to be compared with
                 mixing = _mixing(step.space.logits(gone, gone), step.space.logits(gone, kept))
-                result["mixing_loss"] = self.mixing * _mean(F.relu(mixing))
+                result["mixing_loss"] = self.mixing * mean(F.relu(mixing))
+            result.update(further(step, before))
             return result
 
         def one_level(step: Step, level: int, before: Tensor) -> dict[str, Tensor]:
@@ -103,16 +106,20 @@ class Tilt(GradientMethod):
             tilted = space.logits(before, texts).masked_fill(gone, -math.inf)
             divergence = _divergence(tilted, logits)
             forget = step.forget[level]
-            result = {"retain_loss": self.retain * _mean(divergence[~forget])}
+            result = {"retain_loss": self.retain * mean(divergence[~forget])}
             # Where nothing of a level is forgotten the odds have no numerator. They always have a
             # denominator: a selection of every concept is refused, so each level keeps some caption.
             if gone.any():
                 odds = logits[forget][:, gone].logsumexp(1) - logits[forget][:, ~gone].logsumexp(1)
-                result["odds_loss"] = _mean(F.relu(self.margin + odds))
-                result["target_loss"] = self.target * _mean(divergence[forget])
+                result["odds_loss"] = mean(F.relu(self.margin + odds))
+                result["target_loss"] = self.target * mean(divergence[forget])
             return result
 
         return terms
+
+    def further(self, problem: Problem) -> Callable[[Step, Tensor], Mapping[str, Tensor]]:
+        """Terms that a subclass adds, of a step and of the frozen model's image features of it; here none."""
+        return lambda step, before: {}
 
 
 def _divergence(target: Tensor, logits: Tensor) -> Tensor:
@@ -131,7 +138,7 @@ def _mixing(forgotten: Tensor, retained: Tensor) -> Tensor:
     return others - (retained.logsumexp(1) - math.log(retained.shape[1]))
 
 
-def _mean(values: Tensor) -> Tensor:
+def mean(values: Tensor) -> Tensor:
     """The mean, 0 of nothing."""
     # values.mean() of nothing is NaN, and would end the run; this is 0, with a gradient of 0.
     return values.sum() / max(1, values.numel())
