@@ -35,6 +35,8 @@ def run(options: argparse.Namespace) -> None:
     if options.steps is not None:
         settings.update(RunConfig.parse("settings", [f"steps={options.steps}"]))
     source = options.config_file
+    if options.resume and options.dry_run:
+        raise ValueError("--dry-run plans a new run; leave out --resume")
     if options.resume:
         if options.output is None:
             raise ValueError("--resume needs --output DIR, the run directory to go on with")
@@ -48,15 +50,24 @@ def run(options: argparse.Namespace) -> None:
     config = replace(config, settings={**config.settings, **settings})
 
     # Only now, when what was asked has been checked: torch takes seconds to import.
+    from riemann_unlearn import processes
     from riemann_unlearn.report import metrics_table, write_report
     from riemann_unlearn.runs import Unused, run_name
-    from riemann_unlearn.unlearning import unlearn
+    from riemann_unlearn.unlearning import plan, unlearn
 
     name = run_name(config.method, config.model, list(config.forget), config.seed)
-    result = unlearn(
-        output=options.output or Unused(Path("runs") / name), resume=options.resume, **config.to_mapping()
-    )
+    target = options.output or Unused(Path("runs") / name)
+    if options.dry_run:
+        planned = plan(output=target, **config.to_mapping())
+        if processes.first() and options.json:
+            print_json(planned.to_dict())
+        elif processes.first():
+            print(planned)
+        return
+    result = unlearn(output=target, resume=options.resume, **config.to_mapping())
     output = result.folder or Path()
+    if not processes.first():
+        return
     try:
         write_report(output)
     except OSError as error:
@@ -119,7 +130,7 @@ def train(options: argparse.Namespace) -> None:
     """Train from scratch; a bundled model's own settings are the defaults of its training."""
     asked = given(options, TrainConfig)
 
-    from riemann_unlearn import training
+    from riemann_unlearn import processes, training
     from riemann_unlearn.evaluation import zero_shot
     from riemann_unlearn.models import list_models
     from riemann_unlearn.models.origins import configuration
@@ -130,7 +141,8 @@ def train(options: argparse.Namespace) -> None:
     source = options.config_file or bundled.get(options.model)
     config = TrainConfig(**asked) if source is None else TrainConfig.read_yaml(source, **asked)
     training.train(model_config, config, options.output, measure=zero_shot, resume=options.resume)
-    print(f"Written to {options.output}.")
+    if processes.first():
+        print(f"Written to {options.output}.")
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -155,11 +167,13 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.output is not None:
         _check_can_be_made(options.output)
 
-    from riemann_unlearn import evaluation
+    from riemann_unlearn import evaluation, processes
     from riemann_unlearn.io import atomic_write
     from riemann_unlearn.report import AUDIT_NAME, evaluation_table, write_report
 
-    measured = evaluation.evaluate(**config.to_mapping(), progress=True)
+    measured = evaluation.evaluate(**config.to_mapping(), progress=processes.first())
+    if not processes.first():
+        return
     result = {"model": config.model, "data": config.data, "forgotten": list(config.forget or ()), **measured}
     try:
         if options.output is not None:

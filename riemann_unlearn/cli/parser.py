@@ -83,6 +83,11 @@ def _add_run(subparsers: Any) -> None:
         "--output", metavar="DIR", type=Path, help="run directory (default: a new folder under runs/)"
     )
     run.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="take a few steps on a copy, print what the run will take, and write nothing",
+    )
     run.add_argument("--json", action="store_true", help="print metrics.json instead of a table")
     run.set_defaults(command=commands.run)
 

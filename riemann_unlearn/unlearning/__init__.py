@@ -13,6 +13,7 @@ from riemann_unlearn.unlearning.methods import (
     setting,
 )
 from riemann_unlearn.unlearning.outline import Outline, outline
+from riemann_unlearn.unlearning.plan import Plan, plan
 from riemann_unlearn.unlearning.problem import Problem, Step
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Interrupted",
     "Method",
     "Outline",
+    "Plan",
     "Problem",
     "RunConfig",
     "Step",
@@ -30,6 +32,7 @@ __all__ = [
     "create_method",
     "list_methods",
     "outline",
+    "plan",
     "setting",
     "unlearn",
     "unlearn_index",

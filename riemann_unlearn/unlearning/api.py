@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from riemann_unlearn import processes
 from riemann_unlearn.config import HOW, RunConfig
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.data import load as load_data
@@ -139,6 +141,46 @@ def unlearn(
     >>> sorted(result.metrics["after"])
     ['forget', 'heldout', 'neighbours', 'retain']
     """
+    run = prepare(model, data, forget=forget, method=method, output=output, resume=resume, options=options)
+    encoder, directory = run.problem.model, run.directory
+    if directory is None and output is not None:
+        # all that can be refused has been refused
+        directory = run.directory = run.history.directory = RunDirectory.claim(
+            output, run.config.to_mapping()
+        )
+    try:
+        run.go(callbacks, progress)
+        # Inside, for it evaluates: that takes long enough to be interrupted, and can be gone on with too.
+        metrics = run.metrics()
+    except KeyboardInterrupt:
+        raise Interrupted(run.interrupted()) from None
+    if directory is not None:
+        # The checkpoint goes last, in finish(): while it is there the run counts as unfinished, so one that
+        # is stopped between two of these files can be resumed and writes them all again.
+        if processes.first():
+            with directory.writing():
+                save_model(encoder, directory.folder / WEIGHTS_NAME)
+        directory.write(METRICS_NAME, json.dumps(metrics, indent=2) + "\n")
+        directory.finish()
+    folder = None if directory is None else directory.folder
+    return UnlearningResult(encoder, metrics, run.history.records, folder)
+
+
+def prepare(
+    model: str | Path | nn.Module,
+    data: str | Path | Dataset,
+    *,
+    forget: str | Sequence[str],
+    method: str | type[Method] | Method,
+    output: str | Path | Unused | None,
+    resume: bool,
+    options: Mapping[str, Any],
+) -> _Run:
+    """A run as :func:`unlearn` is asked for it, up to where something would be written or moved.
+
+    Of a new run the folder is not claimed yet. Parameters and errors are those of :func:`unlearn`.
+    """
+    options = dict(options)
     known = [entry.name for entry in fields(RunConfig)]
     if unknown := [name for name in options if name not in known]:
         hint = did_you_mean(unknown[0], known)
@@ -188,26 +230,7 @@ def unlearn(
     elif output is not None:
         check_saveable(encoder)
     prepare_towers(encoder, grad_checkpointing=config.grad_checkpointing, compile=config.compile)
-    if output is not None and directory is None:
-        # all that can be refused has been refused
-        directory = RunDirectory.claim(output, config.to_mapping())
-
-    run = _Run(problem, rules, config, directory)
-    try:
-        run.go(callbacks, progress)
-        # Inside, for it evaluates: that takes long enough to be interrupted, and can be gone on with too.
-        metrics = run.metrics()
-    except KeyboardInterrupt:
-        raise Interrupted(run.interrupted()) from None
-    if directory is not None:
-        # The checkpoint goes last, in finish(): while it is there the run counts as unfinished, so one that
-        # is stopped between two of these files can be resumed and writes them all again.
-        with directory.writing():
-            save_model(encoder, directory.folder / WEIGHTS_NAME)
-        directory.write(METRICS_NAME, json.dumps(metrics, indent=2) + "\n")
-        directory.finish()
-    folder = None if directory is None else directory.folder
-    return UnlearningResult(encoder, metrics, run.history.records, folder)
+    return _Run(problem, rules, config, directory)
 
 
 class _Run:
@@ -230,7 +253,8 @@ class _Run:
     def go(self, callbacks: Sequence[Callback], progress: bool) -> None:
         """Do what the method does, or what of it is left."""
         if isinstance(self.method, GradientMethod):
-            self._take_steps(self.method, callbacks, progress)
+            with self.stepping(self.method, callbacks) as driver:
+                self._drive(driver, progress)
         elif isinstance(self.method, DirectMethod):
             self._apply(self.method, progress)
         else:
@@ -238,7 +262,9 @@ class _Run:
                 f"method {self.method.name!r} is neither a GradientMethod nor a DirectMethod; subclass one"
             )
 
-    def _take_steps(self, method: GradientMethod, callbacks: Sequence[Callback], progress: bool) -> None:
+    @contextmanager
+    def stepping(self, method: GradientMethod, callbacks: Sequence[Callback] = ()) -> Iterator[Driver]:
+        """The driver of a method's steps; inside, only what it moves needs a gradient."""
         # Of the model as it is now: before a checkpoint is read, and before anything is put on its layers.
         model, train = self.problem.model, self.config.train
         parameters = method.parameters(model)
@@ -247,7 +273,7 @@ class _Run:
             self._keep(may_move)
         objective = method.objective(self.problem)
         with moving(model, parameters, train) as moved:
-            self._drive(self.driver(method, callbacks, objective=objective, moved=moved), progress)
+            yield self.driver(method, callbacks, objective=objective, moved=moved)
 
     def _drive(self, driver: Driver, progress: bool) -> None:
         parts: dict[str, Stateful] = {"weights": _Weights(self.problem.model), "run": self}
@@ -340,6 +366,7 @@ class _Run:
         batches = ForgetAndRetain(replace(self.problem, towers=towers), *sizes, seed=self.config.seed)
         loss = batches.draw(0).to(self.problem.model.device).contrast(retained=False)
         gradients = torch.autograd.grad(loss, moved, allow_unused=True)
+        processes.average([gradient for gradient in gradients if gradient is not None])
         return saliency_masks(gradients, self.config.saliency)
 
     def _apply(self, method: DirectMethod, progress: bool) -> None:
@@ -361,6 +388,8 @@ class _Run:
             if self.directory is not None:
                 self.directory.save({"run": self})  # the seconds; weights may be half changed
             raise
+        # A decomposition may round otherwise on another machine.
+        processes.share(list(state_of(self.problem.model).values()))
         self.applied = True
         self.history.write()  # of no step, but the file is there
         if self.directory is not None:
