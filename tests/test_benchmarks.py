@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -13,12 +14,24 @@ import pytest
 import torch
 
 import riemann_unlearn as ru
-from benchmarks import cones, contrastive, gone, hac_step, loop_step, search, topk, tree, unlearning
+from benchmarks import (
+    cones,
+    contrastive,
+    gone,
+    hac_step,
+    loop_step,
+    minute,
+    search,
+    topk,
+    tree,
+    unlearning,
+)
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.unlearning.methods import METHODS, create_method
 from riemann_unlearn.unlearning.methods.hac import HAC
 from riemann_unlearn.unlearning.methods.retrain import Retrain
+from tests.conftest import make_model
 from tests.unlearning.test_methods import problem, step
 
 STEPS = {
@@ -373,3 +386,29 @@ def test_gone_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monke
     for more in ([], [], ["--set", "steps=7"], ["--table"]):
         assert gone.main([*arguments, *more]) == 0
     assert made == [("before", 10), ("tilt", 10), ("oracle", 10), ("tilt", 10)]
+
+
+def test_a_minutes_runs_are_kept_and_their_missed_bars_named(
+    world_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model("MERU")
+    ran: list[dict[str, Any]] = []
+
+    def unlearn(_: str, **asked: Any) -> Any:
+        ran.append(asked)
+        return real(copy.deepcopy(model), world_path, progress=False, **asked)
+
+    real = ru.unlearn
+    monkeypatch.setattr(ru, "unlearn", unlearn)
+    arguments = ["--frozen", "0.6", "--steps", "2", "--views", "0", "2", "--forget", "food-fruit"]
+    arguments += ["--output", str(tmp_path / "rows.jsonl")]
+    for _ in range(2):
+        assert minute.main(arguments) == 0
+    assert [asked["views"] for asked in ran] == [0, 2]
+    row = minute.read(tmp_path / "rows.jsonl")[0]
+    assert (row["forget"], row["frozen"], row["steps"]) == ("food-fruit", 0.6, 2)
+    assert "forget by paraphrase" not in list(minute.missed(row))  # which is not measured there
+    row["after"] = {**row["after"], "retain": {**row["before"]["retain"], "accuracy": 0.0}}
+    row["before"]["retain"]["accuracy"] = 0.5
+    assert "retain accuracy" in list(minute.missed(row))
+    assert capsys.readouterr().out.count("| meru-emoji | 0.6 | 2 |") == 4

@@ -550,15 +550,15 @@ def test_an_evaluation_that_cannot_be_made(
 
 
 @pytest.mark.parametrize("command", ["run", "evaluate"])
-def test_a_file_of_torch_save_is_no_model(
+def test_weights_alone_are_no_model(
     command: str, world_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(make_model("MERU").state_dict(), tmp_path / "model.pt")
     asked = [command, "--model", str(tmp_path / "model.pt"), "--data", str(world_path), "--forget", "owl"]
     assert main([*asked, *(["--output", str(tmp_path / "run")] if command == "run" else [])]) == 2
     said = capsys.readouterr().err
-    assert "model.pt looks like a file of torch.save, which is never opened here" in said
-    assert "save_model" in said  # and what to do
+    assert "model.pt has no model configuration in its metadata, nor open_clip_config.json beside it" in said
+    assert "name its architecture, as in open_clip:ViT-B-32/" in said  # and what to do
     assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

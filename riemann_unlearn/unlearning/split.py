@@ -167,7 +167,8 @@ def _cut(
         before = node.all_input_nodes
         if node.op == "placeholder" or fed.intersection(before):
             fed.add(node)
-        if behind.intersection(before) or _weights(node, tower) & moved:
+        # The output as well: where nothing of the tower moves, the cut is at its end.
+        if behind.intersection(before) or _weights(node, tower) & moved or node.op == "output":
             behind.add(node)
     still = [node for node in graph.nodes if node in fed - behind]
     with torch.no_grad():

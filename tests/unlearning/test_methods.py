@@ -390,7 +390,9 @@ def test_the_oracle_of_a_tree_is_retrained_from_the_first_stage_on(
 
     monkeypatch.setattr(retrain, "train", watched)
     task = problem(meru, world)
-    method = Retrain(epochs=1, batch_size=8, more_epochs=3, tree_epochs=2, tree_learning_rate=1e-4)
+    method = Retrain(
+        epochs=1, batch_size=8, more_epochs=3, tree_epochs=2, tree_head_epochs=1, tree_learning_rate=1e-4
+    )
     with pytest.raises(KeyboardInterrupt):
         method.apply(task, seed=0, folder=tmp_path, progress=False)
     method.apply(task, seed=0, folder=tmp_path, progress=False)
@@ -407,3 +409,4 @@ def test_the_oracle_of_a_tree_is_retrained_from_the_first_stage_on(
     flat = problem(meru, one_level, "owl")
     assert "a level above the concepts" in (method.unmet(flat) or "")
     assert method.unmet(task) is Retrain().unmet(flat) is None
+    assert "set them lower" in (Retrain(tree_epochs=5, tree_head_epochs=5).unmet(task) or "")
