@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from riemann_unlearn.cli.failures import Failure, reason
-from riemann_unlearn.config import EvaluateConfig, RunConfig, TrainConfig
+from riemann_unlearn.config import EvaluateConfig, RunConfig, SelectConfig, TrainConfig
 from riemann_unlearn.options import Config
 
 DEFAULT_FORGET = "food-fruit"
@@ -79,6 +79,51 @@ def run(options: argparse.Namespace) -> None:
     else:
         print(metrics_table(result.metrics))
         print(f"\nWritten to {output}; open {output / 'report.html'} in a browser.")
+
+
+def select(options: argparse.Namespace) -> None:
+    """Find what a request is about: counts, a list of it, and a sheet to look at."""
+    asked = given(options, SelectConfig)
+    source = options.config_file
+    config = SelectConfig(**asked) if source is None else SelectConfig.read_yaml(source, **asked)
+    # Encoding takes a while; what cannot be written afterwards is said before.
+    for path in (options.output, options.preview):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"cannot write to {path}: there is no folder {path.absolute().parent}")
+    if options.preview is not None and options.preview.suffix != ".png":
+        raise ValueError(f"cannot draw {options.preview}: expected a name that ends in .png")
+
+    from riemann_unlearn import data, models
+    from riemann_unlearn.io import atomic_write
+    from riemann_unlearn.report import write_sheet
+    from riemann_unlearn.training.driver import as_device
+    from riemann_unlearn.unlearning import outline
+
+    device = as_device(config.device)
+    dataset = data.load(config.data)
+    found = outline(
+        models.load(config.model).to(device).eval(),
+        dataset,
+        forget=config.forget or (),
+        near=config.near or (),
+        threshold=config.threshold,
+    )
+    if options.output is not None:
+        atomic_write(options.output, "\n".join(found.ids()) + "\n")
+    if options.preview is not None:
+        write_sheet(found, options.preview)
+    counts, table = found.counts(), found.at_thresholds()
+    if options.json:
+        print_json({**counts, "thresholds": [{"threshold": t, "images": n} for t, n in table]})
+        return
+    print(f"To be forgotten: {counts['forget']} seen images, {counts['forget_heldout']} held-out ones.")
+    print(f"To be retained: {counts['retain']} seen images, {counts['retain_heldout']} held-out ones.")
+    if table:
+        print("Other thresholds: " + ", ".join(f"{t:.4g} for {n}" for t, n in table))
+    if options.preview is not None:
+        print(f"See {options.preview}.")
+    if options.output is not None:
+        print(f"Forget them with: riemann-unlearn run --data {config.data} --forget @{options.output}")
 
 
 def train(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from riemann_unlearn.unlearning.methods import (
     list_methods,
     setting,
 )
+from riemann_unlearn.unlearning.outline import Outline, outline
 from riemann_unlearn.unlearning.plan import Plan, plan
 from riemann_unlearn.unlearning.problem import Problem, Step
 
@@ -22,6 +23,7 @@ __all__ = [
     "IndexResult",
     "Interrupted",
     "Method",
+    "Outline",
     "Plan",
     "Problem",
     "RunConfig",
@@ -29,6 +31,7 @@ __all__ = [
     "UnlearningResult",
     "create_method",
     "list_methods",
+    "outline",
     "plan",
     "setting",
     "unlearn",

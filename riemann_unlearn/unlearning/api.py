@@ -22,6 +22,7 @@ from riemann_unlearn import processes
 from riemann_unlearn.config import HOW, RunConfig
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.data import load as load_data
+from riemann_unlearn.data.queries import lasting_query
 from riemann_unlearn.evaluation import chance
 from riemann_unlearn.evaluation.api import quick_audit
 from riemann_unlearn.evaluation.features import warn_of_shared
@@ -45,6 +46,7 @@ from riemann_unlearn.training import (
     prepare_towers,
 )
 from riemann_unlearn.unlearning.bars import StopAtBars, set_aside
+from riemann_unlearn.unlearning.checks import check_seen, warn_of_captions, warn_of_look_alikes
 from riemann_unlearn.unlearning.kept import Fronts, keep
 from riemann_unlearn.unlearning.methods import METHODS, DirectMethod, GradientMethod, Method, create_method
 from riemann_unlearn.unlearning.methods.base import Objective
@@ -97,7 +99,8 @@ def unlearn(
     data : str, Path or Dataset
         A dataset's name, a folder, or a dataset.
     forget : str or sequence of str
-        Labels of any level of the data's taxonomy.
+        Labels of any level of the data's taxonomy, queries over captions (``/dog|cat/``, ``words:red sofa``),
+        an image's id, or a list of such as ``@FILE``; see :meth:`riemann_unlearn.data.Dataset.select`.
     method : str, class or Method
         A name from :func:`riemann_unlearn.list_methods`, or a method, registered or not: ``Tilt(steps=5)``.
     output : str, Path or Unused, optional
@@ -206,13 +209,13 @@ def prepare(
     )
     device = as_device(config.device)
     dataset = load_data(data)
-    selection = dataset.taxonomy.select(config.forget)
-    _check_seen(dataset, config.forget)
+    selection = dataset.select(config.forget)
+    check_seen(dataset, config.forget)
     if encoder is None:
         encoder = load_model(config.model)
         # After loading, whose errors name the model as it was asked for.
         config = replace(config, model=lasting(config.model))
-    config = replace(config, data=dataset.name)
+    config = replace(config, data=dataset.name, forget=tuple(map(lasting_query, config.forget)))
     towers = Towers(config.precision, config.micro_batch)
     problem = Problem(encoder.to(device).eval(), dataset, selection.to(device), towers)
     if config.tolerance is not None:
@@ -220,6 +223,8 @@ def prepare(
     if (reason := rules.unmet(problem)) is not None:
         raise ValueError(f"method {rules.name!r} cannot be used: {reason}")
     _check_moving(encoder, rules, config.train)
+    warn_of_look_alikes(dataset, selection)
+    warn_of_captions(encoder, dataset, selection)
     if directory is not None:
         _check_same(directory, config)
     elif output is not None:
@@ -472,22 +477,6 @@ def _radii(step: Step) -> tuple[str, Tensor, Tensor] | None:
         return None
     vectors, c = step.space.tangents(step.image_features)
     return "image_features", vectors, torch.as_tensor(c)
-
-
-def _check_seen(dataset: Dataset, forget: Sequence[str]) -> None:
-    """Refuse what no seen image shows, and what all of them show."""
-    concept = dataset.seen.concept
-    gone = dataset.taxonomy.select(forget).concepts[concept]
-    for query in forget:
-        if not dataset.taxonomy.select([query]).concepts[concept].any():
-            raise ValueError(
-                f"no seen image shows {query!r}, so there is nothing to forget it by; held-out images take "
-                "no part in a run. Leave it out, or give images of it among the seen ones"
-            )
-    if gone.all():
-        raise ValueError(
-            "every seen image shows something that is to be forgotten; nothing would be left to retain"
-        )
 
 
 def _check_moving(model: DualEncoder, method: Method, train: str) -> None:

@@ -284,9 +284,8 @@ def _tested(subject: Subject) -> Part:
 def _pools(subject: Subject) -> list[Tensor]:
     """Rows of the seen images of each forgotten class that has any, on the CPU."""
     label = subject.classes[subject.seen.concept]
-    classes = torch.unique(subject.classes[subject.selection.concepts])
-    rows = [(label == c).nonzero()[:, 0].cpu() for c in classes.tolist()]
-    return [pool for pool in rows if len(pool)]
+    gone = subject.seen.forgotten
+    return [(gone & (label == c)).nonzero()[:, 0].cpu() for c in torch.unique(label[gone]).tolist()]
 
 
 def _cells(

@@ -110,7 +110,7 @@ def _trained(problem: Problem, config: TrainConfig, where: Path, progress: bool)
     # What may be left of one that had not come to its first checkpoint.
     if not resume and processes.first():
         shutil.rmtree(where, ignore_errors=True)
-    retained = ~problem.selection.concepts.cpu()[dataset.seen.concept]
+    retained = ~dataset.seen.chosen(problem.selection)
     return train(
         problem.model.config,
         config,
