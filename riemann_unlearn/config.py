@@ -61,13 +61,14 @@ class RunConfig(Config):
     # own (cli.commands.DEFAULT_FORGET).
     forget: Sequence[str] = option(
         MISSING,
-        "what to forget: a concept or a label of any level of the data (default: food-fruit)",
+        "what to forget: a concept or a label of any level of the data, /a regular expression/ over "
+        "captions, words:some words of a caption, an image's path, or @FILE of such (default: food-fruit)",
         metavar="CONCEPT",
     )
     model: str = option(
         "meru-emoji", "bundled model, checkpoint or folder, open_clip:ARCHITECTURE/TAG or hf-hub:OWNER/NAME"
     )
-    data: str = option("emoji", "bundled dataset or folder of shards")
+    data: str = option("emoji", "bundled dataset, or a folder or file; see 'riemann-unlearn list sources'")
     method: str = option("tilt", "see 'riemann-unlearn list methods'")
     settings: Mapping[str, Any] = option(
         {},
@@ -119,12 +120,33 @@ class RunConfig(Config):
 
 
 @dataclass(frozen=True)
+class SelectConfig(Config):
+    """What is to be found in a dataset, to be forgotten later."""
+
+    example: ClassVar[str] = "near: [photo.jpg]"
+
+    forget: Sequence[str] | None = option(None, "as for a run", metavar="CONCEPT")
+    near: Sequence[str] | None = option(
+        None, "an image file or a phrase; what is near it is selected, given --threshold", metavar="EXAMPLE"
+    )
+    threshold: float | None = option(
+        None,
+        "similarity to an example from which on an image is near: a cosine, or minus a distance where the "
+        "model is hyperbolic",
+        metavar="NUMBER",
+    )
+    model: str = option("meru-emoji", "bundled model or checkpoint, whose features say what is near")
+    data: str = option("emoji", "bundled dataset, or a folder or file; see 'riemann-unlearn list sources'")
+    device: str = option("cpu", "where to compute, such as cuda", metavar="DEVICE")
+
+
+@dataclass(frozen=True)
 class TrainConfig(Config):
     """Everything that decides what comes out of a training, besides the model's configuration."""
 
     example: ClassVar[str] = "epochs: 100"
 
-    data: str = option("emoji", "bundled dataset or folder of shards")
+    data: str = option("emoji", "bundled dataset, or a folder or file; see 'riemann-unlearn list sources'")
     start: str | None = option(
         None, "model whose weights to begin with (default: fresh ones)", metavar="MODEL"
     )

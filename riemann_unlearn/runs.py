@@ -8,6 +8,9 @@ A run's folder is written file by file, each whole or absent:
     metrics.json        of an unlearning run: before and after
     model.safetensors   the model that came of it
 
+Of several processes (:mod:`riemann_unlearn.processes`) the first writes, and all read: the folder is on a
+disk that all of them see.
+
 A run *claims* its folder, and does so last of all: whatever can be refused has been refused by then, so a
 request that fails leaves nothing behind that the next one could stumble over. Two runs that claim the same
 folder at once are told apart by the file system; the second gets an error, or the next free name.
@@ -27,6 +30,7 @@ from typing import Any, Protocol
 
 import torch
 
+from riemann_unlearn import processes
 from riemann_unlearn._yaml import dump_yaml, read_yaml
 from riemann_unlearn.io import atomic_write
 from riemann_unlearn.models.origins import WEIGHTS_NAME
@@ -107,26 +111,7 @@ class RunDirectory:
             When the folder is not empty or cannot be written to. It is left as it was.
         """
         config = dict(config)
-        if isinstance(output, Unused):
-            return cls(_make_unused(output.base, dump_yaml(config)), config)
-        folder = Path(output)
-        check_free(folder)
-        # Of a failure below: a folder that was there stays, one that was made here goes.
-        made = not folder.exists()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
-        try:
-            _write_first(folder / CONFIG_NAME, dump_yaml(config))
-        except FileExistsError:  # another run was quicker, between the check and now
-            raise ValueError(_taken(folder)) from None
-        except OSError as error:
-            if made:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-            raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
-        return cls(folder, config)
+        return cls(processes.agreed(lambda: _claim(output, dump_yaml(config))), config)
 
     @classmethod
     def reopen(cls, output: str | Path) -> RunDirectory:
@@ -138,6 +123,12 @@ class RunDirectory:
             When there is no run, or it is finished.
         """
         folder = Path(output)
+        # One of several processes reads; and none writes before all know what there was.
+        return cls(folder, processes.agreed(lambda: cls._unfinished(folder)))
+
+    @staticmethod
+    def _unfinished(folder: Path) -> dict[str, Any]:
+        """The configuration of a folder's run, if there is something left of it to do."""
         config = read_yaml(folder / CONFIG_NAME)
         if not isinstance(config, dict):
             raise ValueError(f"{folder / CONFIG_NAME} is not a run's configuration")
@@ -146,12 +137,13 @@ class RunDirectory:
         # The checkpoint goes last, so one that is there means that something is left to be done.
         if finished and not (folder / CHECKPOINT_NAME).is_file():
             raise ValueError(f"the run in {folder} is finished; there is nothing to resume")
-        return cls(folder, config)
+        return config
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file of the run; WriteError, with what is safe, when that is not possible."""
-        with self.writing():
-            atomic_write(self.folder / name, content)
+        if processes.first():
+            with self.writing():
+                atomic_write(self.folder / name, content)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -172,6 +164,9 @@ class RunDirectory:
 
     def save(self, parts: Mapping[str, Stateful]) -> None:
         """Write the checkpoint; the last one stays until this one is whole."""
+        # All processes have the same, but for what the others measured for themselves, such as their time.
+        if not processes.first():
+            return
         buffer = io.BytesIO()
         # Into memory first, for atomic_write takes a content that is complete.
         torch.save({"format": FORMAT, **{name: part.state_dict() for name, part in parts.items()}}, buffer)
@@ -186,7 +181,7 @@ class RunDirectory:
             When the checkpoint is damaged, or is another run's.
         """
         path = self.folder / CHECKPOINT_NAME
-        if not path.is_file():
+        if not processes.agreed(path.is_file):
             return False
         saved = _read_checkpoint(path)
         try:
@@ -200,7 +195,8 @@ class RunDirectory:
     def finish(self) -> None:
         """Take away what only a running run needs; call it when all results are written."""
         # Last of all: cut short before this, the run is one that can be resumed, not one that is finished.
-        (self.folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+        if processes.first():
+            (self.folder / CHECKPOINT_NAME).unlink(missing_ok=True)
 
 
 class Clock:
@@ -226,15 +222,41 @@ class Clock:
 
 def check_free(output: str | Path | Unused) -> None:
     """Raise ValueError for a folder that no new run can have; writes nothing."""
-    if isinstance(output, Unused):
-        return
-    folder = Path(output)
+    if not isinstance(output, Unused):
+        processes.agreed(lambda: _check_free(Path(output)))
+
+
+def _check_free(folder: Path) -> None:
     try:
         # The ValueError is not caught below: it is no OSError.
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(_taken(folder))
     except OSError as error:  # a file, or a folder that may not be read
         raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def _claim(output: str | Path | Unused, content: str) -> Path:
+    """Make a run's folder, with its config.yaml."""
+    if isinstance(output, Unused):
+        return _make_unused(output.base, content)
+    folder = Path(output)
+    _check_free(folder)
+    # Of a failure below: a folder that was there stays, one that was made here goes.
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
+    try:
+        _write_first(folder / CONFIG_NAME, content)
+    except FileExistsError:  # another run was quicker, between the check and now
+        raise ValueError(_taken(folder)) from None
+    except OSError as error:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from None
+    return folder
 
 
 def _taken(folder: Path) -> str:

@@ -24,7 +24,7 @@ MODULES = {
 }
 ROOMS = (
     # From the foundation up; a room may import those of the rows before its own, and no others.
-    ("_version", "_jit", "_yaml", "io", "registry"),
+    ("_version", "_jit", "_yaml", "io", "processes", "registry"),
     ("options",),
     ("config",),
     ("geometry",),

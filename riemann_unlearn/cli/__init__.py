@@ -37,6 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
+        with _joined():
+            return _main(arguments)
+    except RuntimeError as error:  # the others did not come
+        if not foreseen(error):
+            raise
+        return _complain(str(error), 1)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    try:
         with _polite_kill(), _plain_warnings():
             try:
                 options = build_parser().parse_args(arguments)
@@ -63,6 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Failure as failure:
         return _complain(str(failure), 1)
     return code or 0
+
+
+def _joined() -> contextlib.AbstractContextManager[None]:
+    """Be one of torchrun's processes, if it is torchrun that started this one."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return contextlib.nullcontext()  # and torch is not imported for it
+    from riemann_unlearn.processes import joined
+
+    return joined()
 
 
 @contextlib.contextmanager
@@ -106,8 +125,12 @@ def _plain_warnings() -> Iterator[None]:
 
 
 def _complain(message: str, code: int) -> int:
-    with contextlib.suppress(OSError):  # nobody reads standard error either
-        print(f"riemann-unlearn: {' '.join(message.split())}", file=sys.stderr)
+    words = " ".join(message.split())
+    # What several processes have to say, one of them says. Not imported for it: that takes seconds.
+    processes = sys.modules.get("riemann_unlearn.processes")
+    if processes is None or processes.new(words):
+        with contextlib.suppress(OSError):  # nobody reads standard error either
+            print(f"riemann-unlearn: {words}", file=sys.stderr)
     return code
 
 

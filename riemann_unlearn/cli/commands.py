@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from riemann_unlearn.cli.failures import Failure, reason
-from riemann_unlearn.config import EvaluateConfig, RunConfig, TrainConfig
+from riemann_unlearn.config import EvaluateConfig, RunConfig, SelectConfig, TrainConfig
 from riemann_unlearn.options import Config
 
 DEFAULT_FORGET = "food-fruit"
@@ -35,6 +35,8 @@ def run(options: argparse.Namespace) -> None:
     if options.steps is not None:
         settings.update(RunConfig.parse("settings", [f"steps={options.steps}"]))
     source = options.config_file
+    if options.resume and options.dry_run:
+        raise ValueError("--dry-run plans a new run; leave out --resume")
     if options.resume:
         if options.output is None:
             raise ValueError("--resume needs --output DIR, the run directory to go on with")
@@ -48,15 +50,24 @@ def run(options: argparse.Namespace) -> None:
     config = replace(config, settings={**config.settings, **settings})
 
     # Only now, when what was asked has been checked: torch takes seconds to import.
+    from riemann_unlearn import processes
     from riemann_unlearn.report import metrics_table, write_report
     from riemann_unlearn.runs import Unused, run_name
-    from riemann_unlearn.unlearning import unlearn
+    from riemann_unlearn.unlearning import plan, unlearn
 
     name = run_name(config.method, config.model, list(config.forget), config.seed)
-    result = unlearn(
-        output=options.output or Unused(Path("runs") / name), resume=options.resume, **config.to_mapping()
-    )
+    target = options.output or Unused(Path("runs") / name)
+    if options.dry_run:
+        planned = plan(output=target, **config.to_mapping())
+        if processes.first() and options.json:
+            print_json(planned.to_dict())
+        elif processes.first():
+            print(planned)
+        return
+    result = unlearn(output=target, resume=options.resume, **config.to_mapping())
     output = result.folder or Path()
+    if not processes.first():
+        return
     try:
         write_report(output)
     except OSError as error:
@@ -70,11 +81,56 @@ def run(options: argparse.Namespace) -> None:
         print(f"\nWritten to {output}; open {output / 'report.html'} in a browser.")
 
 
+def select(options: argparse.Namespace) -> None:
+    """Find what a request is about: counts, a list of it, and a sheet to look at."""
+    asked = given(options, SelectConfig)
+    source = options.config_file
+    config = SelectConfig(**asked) if source is None else SelectConfig.read_yaml(source, **asked)
+    # Encoding takes a while; what cannot be written afterwards is said before.
+    for path in (options.output, options.preview):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"cannot write to {path}: there is no folder {path.absolute().parent}")
+    if options.preview is not None and options.preview.suffix != ".png":
+        raise ValueError(f"cannot draw {options.preview}: expected a name that ends in .png")
+
+    from riemann_unlearn import data, models
+    from riemann_unlearn.io import atomic_write
+    from riemann_unlearn.report import write_sheet
+    from riemann_unlearn.training.driver import as_device
+    from riemann_unlearn.unlearning import outline
+
+    device = as_device(config.device)
+    dataset = data.load(config.data)
+    found = outline(
+        models.load(config.model).to(device).eval(),
+        dataset,
+        forget=config.forget or (),
+        near=config.near or (),
+        threshold=config.threshold,
+    )
+    if options.output is not None:
+        atomic_write(options.output, "\n".join(found.ids()) + "\n")
+    if options.preview is not None:
+        write_sheet(found, options.preview)
+    counts, table = found.counts(), found.at_thresholds()
+    if options.json:
+        print_json({**counts, "thresholds": [{"threshold": t, "images": n} for t, n in table]})
+        return
+    print(f"To be forgotten: {counts['forget']} seen images, {counts['forget_heldout']} held-out ones.")
+    print(f"To be retained: {counts['retain']} seen images, {counts['retain_heldout']} held-out ones.")
+    if table:
+        print("Other thresholds: " + ", ".join(f"{t:.4g} for {n}" for t, n in table))
+    if options.preview is not None:
+        print(f"See {options.preview}.")
+    if options.output is not None:
+        print(f"Forget them with: riemann-unlearn run --data {config.data} --forget @{options.output}")
+
+
 def train(options: argparse.Namespace) -> None:
     """Train from scratch; a bundled model's own settings are the defaults of its training."""
     asked = given(options, TrainConfig)
 
-    from riemann_unlearn import training
+    from riemann_unlearn import processes, training
     from riemann_unlearn.evaluation import zero_shot
     from riemann_unlearn.models import list_models
     from riemann_unlearn.models.origins import configuration
@@ -85,7 +141,8 @@ def train(options: argparse.Namespace) -> None:
     source = options.config_file or bundled.get(options.model)
     config = TrainConfig(**asked) if source is None else TrainConfig.read_yaml(source, **asked)
     training.train(model_config, config, options.output, measure=zero_shot, resume=options.resume)
-    print(f"Written to {options.output}.")
+    if processes.first():
+        print(f"Written to {options.output}.")
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -110,11 +167,13 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.output is not None:
         _check_can_be_made(options.output)
 
-    from riemann_unlearn import evaluation
+    from riemann_unlearn import evaluation, processes
     from riemann_unlearn.io import atomic_write
     from riemann_unlearn.report import AUDIT_NAME, evaluation_table, write_report
 
-    measured = evaluation.evaluate(**config.to_mapping(), progress=True)
+    measured = evaluation.evaluate(**config.to_mapping(), progress=processes.first())
+    if not processes.first():
+        return
     result = {"model": config.model, "data": config.data, "forgotten": list(config.forget or ()), **measured}
     try:
         if options.output is not None:

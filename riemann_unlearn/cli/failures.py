@@ -31,9 +31,10 @@ def foreseen(error: BaseException) -> bool:
         return True
     import torch
 
+    from riemann_unlearn.processes import Lost
     from riemann_unlearn.training.driver import Diverged
 
-    return isinstance(error, (Diverged, torch.cuda.OutOfMemoryError))
+    return isinstance(error, (Diverged, Lost, torch.cuda.OutOfMemoryError))
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from riemann_unlearn._version import __version__
 from riemann_unlearn.cli import commands, listing
-from riemann_unlearn.config import EvaluateConfig, RunConfig, TrainConfig
+from riemann_unlearn.config import EvaluateConfig, RunConfig, SelectConfig, TrainConfig
 from riemann_unlearn.options import Config
 
 EXIT_CODES = (
@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run(subparsers)
+    _add_select(subparsers)
     _add_train(subparsers)
     _add_evaluate(subparsers)
     _add_stability(subparsers)
@@ -82,8 +83,35 @@ def _add_run(subparsers: Any) -> None:
         "--output", metavar="DIR", type=Path, help="run directory (default: a new folder under runs/)"
     )
     run.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="take a few steps on a copy, print what the run will take, and write nothing",
+    )
     run.add_argument("--json", action="store_true", help="print metrics.json instead of a table")
     run.set_defaults(command=commands.run)
+
+
+def _add_select(subparsers: Any) -> None:
+    select = subparsers.add_parser(
+        "select",
+        help="see what a request would forget, and write it down as a list",
+        description=(
+            "Count the images that a request is about, draw them beside those that lie just outside, and "
+            "write their names to a file that --forget @FILE takes."
+        ),
+        epilog="For example: riemann-unlearn select --data photos --near me.jpg --threshold 0.8 "
+        "--preview sheet.png --output me.txt",
+    )
+    add_options(select, SelectConfig)
+    select.add_argument(
+        "--preview", metavar="FILE.png", type=Path, help="draw what is selected and what lies just outside"
+    )
+    select.add_argument(
+        "--output", metavar="FILE", type=Path, help="write the selected images' names, one a line"
+    )
+    select.add_argument("--json", action="store_true", help="print JSON")
+    select.set_defaults(command=commands.select)
 
 
 def _add_train(subparsers: Any) -> None:

@@ -8,7 +8,7 @@ would become "left arrow").
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ TINT_STRENGTH = 0.05
 
 
 def random_view(
-    images: Tensor | Sequence[Tensor],
+    images: Tensor | Iterable[Tensor],
     size: tuple[int, int],
     generator: torch.Generator,
     *,
@@ -37,7 +37,7 @@ def random_view(
 
     Parameters
     ----------
-    images : Tensor, shape (N, 3, H, W), or sequence of Tensor, each of shape (3, h, w)
+    images : Tensor, shape (N, 3, H, W), or iterable of Tensor, each of shape (3, h, w)
         uint8, or floating point in [0, 1].
     size : tuple of int
         Height and width of the result.
@@ -66,7 +66,7 @@ def random_view(
         parts = [_fitted(images, size, fit)]
     else:
         parts = [_fitted(image[None], size, fit) for image in images]
-    n, device = len(images), parts[0].device
+    n, device = sum(map(len, parts)), parts[0].device
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         # float32, whatever torch's default dtype is: that of the images, and the same draws for everyone.

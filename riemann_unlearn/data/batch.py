@@ -7,7 +7,7 @@ across levels they are: contrasting the apple against "food fruit" would be a fa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +58,13 @@ class Batch:
         )
 
 
+def _images(samples: Samples, indices: Tensor) -> Tensor | Iterator[Tensor]:
+    """The images at ``indices``; those that are decoded when asked for one by one, to be made small."""
+    if isinstance(samples.images, Tensor):
+        return samples.images[indices]
+    return (image for row in indices[:, None] for image in samples.images[row])
+
+
 def make_batch(
     samples: Samples,
     indices: Tensor,
@@ -97,5 +104,5 @@ def make_batch(
         pairings.append(Pairing(len(texts) + row, ids))
         texts += [level.captions[i] for i in distinct.tolist()]
     if images is None:
-        images = random_view(samples.images[indices], size, generator, fit=fit)
+        images = random_view(_images(samples, indices), size, generator, fit=fit)
     return Batch(images, texts, tuple(pairings), indices)

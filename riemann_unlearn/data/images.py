@@ -109,7 +109,7 @@ def thumbnail(encoded: bytes) -> Tensor:
     """An image's mean colours on a grid, uint8, shape (3, THUMBNAIL, THUMBNAIL).
 
     The whole file is read for it, so a broken one is found as :func:`decode` would find it; but a JPEG is
-    decoded to a fraction of its size, which is three to four times as fast.
+    decoded to a fraction of its size, which is the lesser part of the work.
 
     Raises
     ------

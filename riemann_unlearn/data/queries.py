@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 
 class UnknownConceptError(ValueError):
@@ -23,6 +25,48 @@ def folded(text: str) -> str:
     """Composed, and without regard to case."""
     # Unicode's canonical caseless matching: folding is defined letter by letter on the decomposed form.
     return composed(unicodedata.normalize("NFD", text).casefold())
+
+
+def matching(query: str, texts: Iterable[tuple[str, ...]]) -> list[int] | None:
+    """The rows of which one of the texts matches a query over captions; None where the query is none.
+
+    Raises
+    ------
+    ValueError
+        For what is no regular expression.
+    UnknownConceptError
+        When nothing matches.
+
+    Examples
+    --------
+    >>> texts = [("a red sofa",), ("the sofa is red",), ("a redhead on a sofa",)]
+    >>> matching("/red.*sofa/", texts), matching("words:sofa red", texts), matching("red", texts)
+    ([0, 2], [0, 1], None)
+    """
+    prefix, colon, rest = query.partition(":")
+    if len(query) > 2 and query[0] == query[-1] == "/":
+        try:
+            pattern = re.compile(composed(query[1:-1]), re.IGNORECASE)
+        except re.error as error:
+            raise ValueError(f"{query} is no regular expression: {error}") from None
+        rows = [i for i, row in enumerate(texts) if any(pattern.search(text) for text in row)]
+    elif colon and prefix.strip() == "words" and _words(rest):
+        wanted = _words(rest)
+        rows = [i for i, row in enumerate(texts) if any(wanted <= _words(text) for text in row)]
+    else:
+        return None
+    if not rows:
+        raise UnknownConceptError(f"no caption matches {query!r}; try fewer words, or a part as /part/")
+    return rows
+
+
+def lasting_query(query: str) -> str:
+    """A query as it is, the path of a list so that it is found from any folder."""
+    return f"@{Path(query[1:]).expanduser().resolve()}" if query.startswith("@") else query
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", folded(text)))
 
 
 def spaced(text: str) -> str:

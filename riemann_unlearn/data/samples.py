@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from riemann_unlearn.data.taxonomy import Taxonomy
+from riemann_unlearn.data.queries import UnknownConceptError
+from riemann_unlearn.data.taxonomy import Selection, Taxonomy
 
 
 class Images(Protocol):
@@ -102,6 +104,21 @@ class Samples:
         """Index of each image's label at level number ``depth``, long, shape (N,); level 0: its concept."""
         return self.taxonomy.ancestor(depth)[self.concept]
 
+    def chosen(self, selection: Selection) -> Tensor:
+        """Which images are to be forgotten: by their concept, or by themselves; bool, shape (N,), on the CPU.
+
+        Raises
+        ------
+        ValueError
+            When images were selected by themselves, and these are not numbered as those of a dataset are.
+        """
+        mask = selection.concepts.cpu()[self.concept]
+        if selection.images is None:
+            return mask
+        if self.number is None:
+            raise ValueError("single images are to be forgotten, and these have no numbers; take a Dataset's")
+        return mask | selection.images.cpu()[self.number]
+
     def subset(self, rows: Tensor) -> Samples:
         """The images at ``rows``, under the same taxonomy.
 
@@ -172,3 +189,99 @@ class Dataset:
     def taxonomy(self) -> Taxonomy:
         """The concepts of both parts."""
         return self.seen.taxonomy
+
+    @property
+    def parts(self) -> tuple[Samples, ...]:
+        """The seen images, and the held-out ones where there are such."""
+        return (self.seen,) if self.heldout is None else (self.seen, self.heldout)
+
+    def select(self, queries: Sequence[str]) -> Selection:
+        """What ``queries`` name: concepts, as :meth:`Taxonomy.select` finds them, and single images.
+
+        ``@FILE`` stands for the images that a text file names, one a line, by their :attr:`ids`; and a query
+        that is no concept may be the id of an image. A file's name is enough where it is the only one. An
+        image that has several rows, one for each caption, is selected with all of them. When no seen image of
+        a concept is left, the concept is selected; otherwise :attr:`Selection.images` has those that were.
+
+        Raises
+        ------
+        UnknownConceptError, TypeError, ValueError
+            As :meth:`Taxonomy.select` does; also for a file that cannot be read or names an unknown image.
+        """
+        if isinstance(queries, str) or not queries:
+            return self.taxonomy.select(queries)
+        concepts = torch.zeros(len(self.taxonomy.concepts), dtype=torch.bool)
+        images: list[int] = []
+        asked = []
+        names: _Names | None = None
+        for query in queries:
+            try:
+                if query.startswith("@"):
+                    raise UnknownConceptError(query)
+                ((depth, rows),) = self.taxonomy.find([query])
+                concepts[rows] = True
+            except UnknownConceptError:
+                # Made for the first query that needs it: there may be a million names.
+                names = names or _Names(self.ids)
+                if query.startswith("@"):
+                    images += names.listed(Path(query[1:]).expanduser(), self.name)
+                elif numbers := names.find(query):
+                    images += numbers
+                else:
+                    raise
+                depth = 0
+            asked.append(depth)
+        if not images:
+            return self.taxonomy.selection(concepts, asked)
+        return self._with_images(concepts, torch.tensor(images), asked)
+
+    def _with_images(self, concepts: Tensor, images: Tensor, asked: Sequence[int]) -> Selection:
+        """A selection of concepts and of images by number."""
+        number = torch.cat([part.number for part in self.parts if part.number is not None])
+        shown = torch.cat([part.concept for part in self.parts])
+        chosen = torch.isin(number, images)
+        # Concepts of which no seen image is left; one that is held out alone goes with nothing.
+        seen = slice(0, len(self.seen))
+        count = torch.bincount(shown[seen], minlength=len(concepts))
+        gone = torch.bincount(shown[seen][chosen[seen]], minlength=len(concepts))
+        concepts = concepts | ((gone == count) & (count > 0))
+        # What a concept says already need not be said of its images.
+        chosen &= ~concepts[shown]
+        mask = torch.zeros(max(len(self.ids), int(number.max()) + 1), dtype=torch.bool)
+        mask[number] = chosen
+        return self.taxonomy.selection(concepts, asked, mask if chosen.any() else None)
+
+
+class _Names:
+    """Images by their ids, and by the names of their files where these say enough."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self._by_id: dict[str, list[int]] = {}
+        self._by_name: dict[str, set[str]] = {}
+        for number, id in enumerate(ids):
+            self._by_id.setdefault(id, []).append(number)
+            self._by_name.setdefault(id.rpartition("/")[2], set()).add(id)
+
+    def find(self, name: str) -> list[int]:
+        """The numbers of the images of a name; none where it is unknown, or the name of several files."""
+        ids = {name} if name in self._by_id else self._by_name.get(name, set())
+        return [number for id in ids for number in self._by_id[id]] if len(ids) == 1 else []
+
+    def listed(self, path: Path, dataset: str) -> list[int]:
+        """The numbers of the images that a file lists."""
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        names = [line for line in lines if line]
+        if not names:
+            raise ValueError(f"{path} names no image; write one a line, by its path in the data")
+        found = [self.find(name) for name in names]
+        unknown = [name for name, numbers in zip(names, found, strict=True) if not numbers]
+        if unknown:
+            known = f", as {next(iter(self._by_id))!r}" if self._by_id else "; there images have no names"
+            raise ValueError(
+                f"{len(unknown)} of {len(names)} lines of {path} name no image of {dataset}, or several: "
+                f"{', '.join(map(repr, unknown[:3]))}; write the paths in the data{known}"
+            )
+        return [number for numbers in found for number in numbers]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from riemann_unlearn.data.queries import Lookup, composed
+from riemann_unlearn.data.queries import Lookup, composed, matching
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ class Selection:
     """By level, bool, shape (labels,): the labels of which nothing is left to retain."""
     asked: tuple[int, ...]
     """The number of the level that each query was of, in the order asked; 0 is the most specific."""
+    images: Tensor | None = None
+    """By an image's number in its dataset, bool: those to be forgotten of which other images retain the label
+    at the most specific level, so that no label says it. None where labels say all."""
 
     @property
     def concepts(self) -> Tensor:
@@ -74,7 +78,8 @@ class Selection:
 
     def to(self, device: torch.device | str) -> Selection:
         """The same on another device."""
-        return Selection(tuple(mask.to(device) for mask in self.forgotten), self.asked)
+        images = None if self.images is None else self.images.to(device)
+        return Selection(tuple(mask.to(device) for mask in self.forgotten), self.asked, images)
 
 
 def as_written(level: str, label: str) -> str:
@@ -167,7 +172,8 @@ class Taxonomy:
         last as a character by the concepts' keys; each time from the most specific level up. Where a group is
         called as one of its members is ("family", "hotel"), a prefix says which is meant: ``name:family``,
         with the name of the level before the colon. A label of a higher level is selected when nothing below
-        it is left.
+        it is left. ``/.../`` is a regular expression that captions of concepts are searched for, without
+        regard to case, and ``words:red sofa`` stands for captions that have both words, in any order.
 
         Raises
         ------
@@ -190,22 +196,57 @@ class Taxonomy:
             raise TypeError(f"queries must be a sequence of strings, got {queries!r}; write [{queries!r}]")
         if not queries:
             raise ValueError("nothing to forget: name at least one concept")
-        lookup = Lookup(
+        chosen = torch.zeros(len(self.concepts), dtype=torch.bool)
+        asked = []
+        for depth, rows in self.find(queries):
+            chosen[rows] = True
+            asked.append(depth)
+        return self.selection(chosen, asked)
+
+    def find(self, queries: Sequence[str]) -> list[tuple[int, list[int]]]:
+        """For each query, the number of the level that it is of, and the concepts it stands for.
+
+        Raises
+        ------
+        UnknownConceptError
+            As :meth:`select` does.
+        """
+        found = []
+        for query in queries:
+            rows = matching(query, ((concept.name, concept.text) for concept in self.concepts))
+            found.append(self._lookup.find(query) if rows is None else (0, rows))
+        return found
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        # Once for all queries: there may be a million captions.
+        return Lookup(
             [(level.name, self._members(depth)) for depth, level in enumerate(self.levels)],
             [concept.key for concept in self.concepts],
         )
-        chosen = torch.zeros(len(self.concepts), dtype=torch.bool)
-        asked = []
-        for query in queries:
-            depth, rows = lookup.find(query)
-            chosen[rows] = True
-            asked.append(depth)
+
+    def selection(self, chosen: Tensor, asked: Sequence[int], images: Tensor | None = None) -> Selection:
+        """What is forgotten at each level when certain concepts are.
+
+        Parameters
+        ----------
+        chosen : Tensor, shape (concepts,)
+            bool.
+        asked : sequence of int
+        images : Tensor, optional
+            As :attr:`Selection.images`.
+
+        Raises
+        ------
+        ValueError
+            When all are chosen.
+        """
         if chosen.all():
             raise ValueError("this would forget every concept; nothing would be left to retain")
         forgotten = tuple(
             _wholly(chosen, self.ancestor(depth), len(level)) for depth, level in enumerate(self.levels)
         )
-        return Selection(forgotten, tuple(asked))
+        return Selection(forgotten, tuple(asked), images)
 
     def _members(self, depth: int) -> dict[str, list[int]]:
         """By label of a level, the concepts below it."""

@@ -123,7 +123,7 @@ def evaluate(
     asked = _checked(chosen_measures(measures, quick=audit == "quick"))
     device = None if device is None else as_device(device)
     dataset = load_data(data)
-    selection = dataset.taxonomy.select([forget] if isinstance(forget, str) else forget)
+    selection = dataset.select([forget] if isinstance(forget, str) else forget)
     models = {
         role: _encoder(given, device)
         for role, given in (("before", before), ("after", model), ("oracle", oracle))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from riemann_unlearn import processes
 from riemann_unlearn.models import DualEncoder, evaluating
 from riemann_unlearn.spaces import Space
 
@@ -19,6 +20,9 @@ IMAGES = 64
 """Images encoded at a time. On a CPU more take longer: what a layer gives of 512 is so large that it goes
 back to the system, and the next layer asks for its pages again. The bundled model takes 1.9 s of one core for
 1,024 images in chunks of 512, 1.3 s of 256 and 1.06 s of 64."""
+
+DECODED = 16
+"""Images of any size that are decoded at a time."""
 
 
 @torch.no_grad()
@@ -31,13 +35,21 @@ def encode_images(model: DualEncoder, images: Any) -> Tensor:
     images : Tensor, shape (N, 3, H, W), or list of Tensor, or whatever has a length and is indexed by rows
         As :attr:`riemann_unlearn.data.Samples.images`, or a list of images that may differ in size.
     """
-    chunks = []
-    # Whatever mode the model is in: dropout or moving batch statistics would make a figure of chance.
-    with evaluating(model):
-        for rows in torch.split(torch.arange(len(images)), IMAGES):
-            some = [images[row] for row in rows.tolist()] if isinstance(images, list) else images[rows]
-            chunks.append(model.encode_image(model.preprocess(some)))
-    return torch.cat(chunks)
+
+    def encode(rows: Tensor) -> Tensor:
+        return model.encode_image(_prepared(model, images, rows))
+
+    return _in_chunks(model, encode, len(images), IMAGES)
+
+
+def _prepared(model: DualEncoder, images: Any, rows: Tensor) -> Tensor:
+    """The images at ``rows`` as the tower takes them."""
+    if isinstance(images, Tensor):
+        return model.preprocess(images[rows])
+    if isinstance(images, list):
+        return model.preprocess([images[row] for row in rows.tolist()])
+    # Decoded and made small a few at a time: a chunk of photographs at their own sizes is gigabytes.
+    return torch.cat([model.preprocess(images[some]) for some in torch.split(rows, DECODED)])
 
 
 def encode_texts(model: DualEncoder, texts: Sequence[str]) -> Tensor:
@@ -141,9 +153,23 @@ def nearest(space: Space, features: Tensor, bank: Tensor, k: int) -> Tensor:
 
 @torch.no_grad()
 def _encode_tokens(model: DualEncoder, tokens: Tensor) -> Tensor:
+    return _in_chunks(
+        model, lambda rows: model.encode_text(tokens[rows.to(tokens.device)]), len(tokens), CHUNK
+    )
+
+
+def _in_chunks(model: DualEncoder, encode: Callable[[Tensor], Tensor], count: int, size: int) -> Tensor:
+    """What ``encode`` gives for the rows up to ``count``; several processes do some of the chunks each."""
+    # Whole chunks, dealt out: a row's features may depend, in the last bit, on how many are encoded with it.
+    rank, n = processes.rank(), processes.count()
+    chunks = torch.split(torch.arange(count), size)
+    # Whatever mode the model is in: dropout or moving batch statistics would make a figure of chance.
     with evaluating(model):
-        chunks = [model.encode_text(chunk) for chunk in torch.split(tokens, CHUNK)]
-    return torch.cat(chunks)
+        own = [encode(rows) for rows in chunks[rank::n]]
+    if n == 1:
+        return torch.cat(own)
+    dealt = processes.exchanged([features.cpu() for features in own])
+    return torch.cat([dealt[i % n][i // n] for i in range(len(chunks))]).to(model.device)
 
 
 def _repeated(rows: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class Part:
     @cached_property
     def forgotten(self) -> Tensor:
         """Which images show something that is, or is to be, forgotten; bool, shape (N,)."""
-        return self.selection.concepts[self.concept]
+        return self.samples.chosen(self.selection).to(self.features.device)
 
     def labels(self, depth: int) -> Tensor:
         """Index of each image's label at a level, long, shape (N,)."""
@@ -94,8 +94,19 @@ class Subject:
 
     @cached_property
     def neighbours(self) -> Tensor:
-        """Concepts next to the forgotten, bool, shape (concepts,); see :func:`siblings`."""
-        return siblings(self.taxonomy, self.selection)
+        """Concepts next to the forgotten, bool, shape (concepts,); see :func:`siblings`.
+
+        Of images that are forgotten by themselves, their own concept is the nearest.
+        """
+        near = siblings(self.taxonomy, self.selection)
+        for part in self.parts:
+            near[part.concept[part.forgotten]] = True
+        return near & ~self.selection.concepts
+
+    def images_of(self, part: Part) -> dict[str, Tensor]:
+        """By the names of :attr:`groups`, which images of a part are of each; bool, shape (N,)."""
+        near = self.neighbours[part.concept] & ~part.forgotten
+        return {"forget": part.forgotten, "neighbours": near, "retain": ~part.forgotten}
 
     @property
     def groups(self) -> dict[str, Tensor]:

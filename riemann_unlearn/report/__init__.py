@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from riemann_unlearn.report.page import AUDIT_NAME, write_report
     from riemann_unlearn.report.picture import write_picture
+    from riemann_unlearn.report.sheet import write_sheet
     from riemann_unlearn.report.tables import evaluation_table, metrics_table
 
 _HOME = {
@@ -18,9 +19,10 @@ _HOME = {
     "metrics_table": "tables",
     "write_picture": "picture",
     "write_report": "page",
+    "write_sheet": "sheet",
 }
 
-__all__ = ["AUDIT_NAME", "evaluation_table", "metrics_table", "write_picture", "write_report"]
+__all__ = ["AUDIT_NAME", "evaluation_table", "metrics_table", "write_picture", "write_report", "write_sheet"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from riemann_unlearn.data import Dataset, Samples
+from riemann_unlearn.data import Dataset, Samples, Selection
 from riemann_unlearn.data import load as load_data
 from riemann_unlearn.evaluation.features import encode_images, encode_texts, nearest
 from riemann_unlearn.evaluation.subject import HELDOUT, SEEN, evenly
@@ -50,17 +51,20 @@ def write_picture(run: str | Path, path: str | Path) -> None:
         raise ValueError(f"{run} holds no finished run: expected {METRICS_NAME}")
     metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
     dataset = load_data(metrics["data"])
-    shown = _shown(dataset, metrics["forget"])
+    selection = dataset.select(metrics["forget"])
+    shown = _shown(dataset, selection)
+    chosen = shown.chosen(selection)
     # One after the other, so that only one model is held at a time.
     before, after = (_called(load_model(model), shown) for model in (metrics["model"], run))
     with drawing():
-        atomic_write(path, _draw(metrics, shown, before, after, SEEN if dataset.heldout is None else HELDOUT))
+        split = SEEN if dataset.heldout is None else HELDOUT
+        atomic_write(path, _draw(metrics, shown, chosen, before, after, split))
 
 
-def _shown(dataset: Dataset, forget: list[str]) -> Samples:
+def _shown(dataset: Dataset, selection: Selection) -> Samples:
     """Forgotten images first, then retained ones, at even steps through each."""
     data = dataset.heldout or dataset.seen
-    chosen = dataset.taxonomy.select(forget).concepts[data.concept]
+    chosen = data.chosen(selection)
     return data.subset(torch.cat([evenly(rows.nonzero()[:, 0], SHOWN) for rows in (chosen, ~chosen)]))
 
 
@@ -74,10 +78,14 @@ def _called(model: DualEncoder, data: Samples) -> list[str]:
 
 
 def _draw(
-    metrics: Mapping[str, Any], shown: Samples, before: list[str], after: list[str], split: str
+    metrics: Mapping[str, Any],
+    shown: Samples,
+    chosen: Tensor,
+    before: list[str],
+    after: list[str],
+    split: str,
 ) -> bytes:
     concepts = shown.taxonomy.concepts
-    chosen = shown.taxonomy.select(metrics["forget"]).concepts[shown.concept]
     figure = Figure(figsize=(12, 5), layout="constrained", facecolor="white")
     halves: Any = figure.subfigures(1, 2, width_ratios=[3, 2])
     left, right = halves

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from riemann_unlearn import processes
 from riemann_unlearn.diagnostics.watcher import watch
 from riemann_unlearn.runs import HISTORY_NAME, RunDirectory, Stateful
 from riemann_unlearn.training.driver import Callback, Driver
@@ -40,7 +41,7 @@ class ProgressBar(Callback):
             desc=self.description,
             unit="step",
             # None lets tqdm see for itself whether there is a terminal.
-            disable=None if self.shown else True,
+            disable=None if self.shown and processes.first() else True,
         )
 
     def stepped(self, driver: Driver, record: dict[str, Any]) -> None:

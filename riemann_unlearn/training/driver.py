@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from riemann_unlearn import processes
 from riemann_unlearn.training.schedules import constant
 
 
@@ -175,6 +176,8 @@ class Driver:
         Diverged
             When the loss stops being finite. The parameters are those of the last good step.
         """
+        # Processes that start from one file have one model; those that were given objects may not.
+        processes.share(self.parameters)
         with contextlib.ExitStack() as closing:
             for callback in self.callbacks:
                 # Only what was started is closed, the last one first, also when the next one's start fails.
@@ -211,9 +214,13 @@ class Driver:
             self.optimizer.step()
         else:
             # Leaves the step out where a gradient overflowed, and halves the scale then.
+            before = self.scaler.get_scale()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             record["gradient_scale"] = self.scaler.get_scale()
+            if record["gradient_scale"] < before:
+                # They moved nothing, and whoever looks for a NaN need not hear of them.
+                self.optimizer.zero_grad(set_to_none=True)
         for callback in self.callbacks:
             callback.updated(self)
         self.step += 1
@@ -256,8 +263,12 @@ class Driver:
         # A callback may hold some of them still.
         moved = [p for p in self.parameters if p.requires_grad]
         scaled.backward(inputs=moved)  # type: ignore[no-untyped-call]
+        # Each process has the gradient by its own rows; see riemann_unlearn.processes. The same parameters
+        # have one in all of them, for all compute the same loss.
+        processes.average([p.grad for p in moved if p.grad is not None])
         if self.scaler is not None:
-            # Before they are clipped, for the bound is of the gradients themselves.
+            # After the mean, so that all processes leave out the same steps; before gradients are clipped,
+            # for the bound is of these themselves.
             self.scaler.unscale_(self.optimizer)
         if self.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
@@ -302,7 +313,7 @@ def as_device(device: str | torch.device) -> torch.device:
     Raises
     ------
     ValueError
-        For something that names no device, or one that is not there.
+        For something that names no device, one that is not there, or one GPU for several processes.
 
     Examples
     --------
@@ -314,7 +325,7 @@ def as_device(device: str | torch.device) -> torch.device:
     ValueError: cannot compute on device 'toaster': expected one such as cpu, cuda or cuda:1
     """
     try:
-        known = torch.device(device)
+        known = processes.own_device(torch.device(device))
     except RuntimeError:
         raise ValueError(
             f"cannot compute on device {str(device)!r}: expected one such as cpu, cuda or cuda:1"

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from riemann_unlearn import processes
 from riemann_unlearn.config import PRECISIONS
 from riemann_unlearn.models import DualEncoder
 
@@ -105,6 +106,10 @@ class Towers:
             with torch.autocast(model.device.type, dtype=dtype):
                 return encode(part).float()
 
+        # Of several processes each encodes a share, and has the features of all.
+        return processes.gathered(self._in_parts(features, processes.own_rows(rows)), len(rows))
+
+    def _in_parts(self, features: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         if self.micro_batch is None or len(rows) <= self.micro_batch:
             return features(rows)
         parts = torch.split(rows, self.micro_batch)
@@ -154,7 +159,7 @@ def prepare_towers(model: DualEncoder, *, grad_checkpointing: bool = False, comp
 
 
 def check_parts(model: DualEncoder, *, micro_batch: int | None) -> None:
-    """Refuse to run a training in parts whose towers look at the batch as a whole.
+    """Refuse to train in parts, or in several processes, what looks at a batch as a whole.
 
     Raises
     ------
@@ -162,13 +167,14 @@ def check_parts(model: DualEncoder, *, micro_batch: int | None) -> None:
         For batch normalization in training mode: its statistics are of the rows that it is given, so parts
         of a batch would be normalized by their own, and moved by each.
     """
-    if micro_batch is None:
+    if micro_batch is None and processes.count() == 1:
         return
+    asked = "several processes" if micro_batch is None else "micro_batch"
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ValueError(
-                f"micro_batch: {name} normalizes by the statistics of the whole batch, which parts of it do "
-                "not have; leave micro_batch out, or train towers without batch normalization"
+                f"{asked}: {name} normalizes by the statistics of the whole batch, which parts of it do not "
+                "have; train in one process without micro_batch, or towers without batch normalization"
             )
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from riemann_unlearn import processes
 from riemann_unlearn.config import HOW, TrainConfig
 from riemann_unlearn.data import Dataset, Samples, Taxonomy, load
 from riemann_unlearn.data.batch import Batch, make_batch
@@ -93,6 +94,7 @@ def train(
         When the loss stops being finite.
     """
     device = as_device(config.device)
+    progress = progress and processes.first()
     settings = {"train": config.to_mapping(), "model": model_config}
     directory = None
     if resume and not isinstance(output, Unused) and Path(output).exists():
@@ -142,8 +144,9 @@ def train(
     model.train()
     driver.run()
     model.eval()
-    with directory.writing():
-        save_model(model, directory.folder / WEIGHTS_NAME, dtype=torch.float16)
+    if processes.first():
+        with directory.writing():
+            save_model(model, directory.folder / WEIGHTS_NAME, dtype=torch.float16)
     directory.finish()
     return model
 

@@ -12,6 +12,8 @@ from riemann_unlearn.unlearning.methods import (
     list_methods,
     setting,
 )
+from riemann_unlearn.unlearning.outline import Outline, outline
+from riemann_unlearn.unlearning.plan import Plan, plan
 from riemann_unlearn.unlearning.problem import Problem, Step
 
 __all__ = [
@@ -21,12 +23,16 @@ __all__ = [
     "IndexResult",
     "Interrupted",
     "Method",
+    "Outline",
+    "Plan",
     "Problem",
     "RunConfig",
     "Step",
     "UnlearningResult",
     "create_method",
     "list_methods",
+    "outline",
+    "plan",
     "setting",
     "unlearn",
     "unlearn_index",

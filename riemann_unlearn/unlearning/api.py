@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from riemann_unlearn import processes
 from riemann_unlearn.config import HOW, RunConfig
 from riemann_unlearn.data import Dataset
 from riemann_unlearn.data import load as load_data
+from riemann_unlearn.data.queries import lasting_query
 from riemann_unlearn.evaluation import chance
 from riemann_unlearn.evaluation.api import quick_audit
 from riemann_unlearn.evaluation.features import warn_of_shared
@@ -43,6 +46,7 @@ from riemann_unlearn.training import (
     prepare_towers,
 )
 from riemann_unlearn.unlearning.bars import StopAtBars, set_aside
+from riemann_unlearn.unlearning.checks import check_seen, warn_of_captions, warn_of_look_alikes
 from riemann_unlearn.unlearning.kept import Fronts, keep
 from riemann_unlearn.unlearning.methods import METHODS, DirectMethod, GradientMethod, Method, create_method
 from riemann_unlearn.unlearning.methods.base import Objective
@@ -95,7 +99,8 @@ def unlearn(
     data : str, Path or Dataset
         A dataset's name, a folder, or a dataset.
     forget : str or sequence of str
-        Labels of any level of the data's taxonomy.
+        Labels of any level of the data's taxonomy, queries over captions (``/dog|cat/``, ``words:red sofa``),
+        an image's id, or a list of such as ``@FILE``; see :meth:`riemann_unlearn.data.Dataset.select`.
     method : str, class or Method
         A name from :func:`riemann_unlearn.list_methods`, or a method, registered or not: ``Tilt(steps=5)``.
     output : str, Path or Unused, optional
@@ -136,6 +141,46 @@ def unlearn(
     >>> sorted(result.metrics["after"])
     ['forget', 'heldout', 'neighbours', 'retain']
     """
+    run = prepare(model, data, forget=forget, method=method, output=output, resume=resume, options=options)
+    encoder, directory = run.problem.model, run.directory
+    if directory is None and output is not None:
+        # all that can be refused has been refused
+        directory = run.directory = run.history.directory = RunDirectory.claim(
+            output, run.config.to_mapping()
+        )
+    try:
+        run.go(callbacks, progress)
+        # Inside, for it evaluates: that takes long enough to be interrupted, and can be gone on with too.
+        metrics = run.metrics()
+    except KeyboardInterrupt:
+        raise Interrupted(run.interrupted()) from None
+    if directory is not None:
+        # The checkpoint goes last, in finish(): while it is there the run counts as unfinished, so one that
+        # is stopped between two of these files can be resumed and writes them all again.
+        if processes.first():
+            with directory.writing():
+                save_model(encoder, directory.folder / WEIGHTS_NAME)
+        directory.write(METRICS_NAME, json.dumps(metrics, indent=2) + "\n")
+        directory.finish()
+    folder = None if directory is None else directory.folder
+    return UnlearningResult(encoder, metrics, run.history.records, folder)
+
+
+def prepare(
+    model: str | Path | nn.Module,
+    data: str | Path | Dataset,
+    *,
+    forget: str | Sequence[str],
+    method: str | type[Method] | Method,
+    output: str | Path | Unused | None,
+    resume: bool,
+    options: Mapping[str, Any],
+) -> _Run:
+    """A run as :func:`unlearn` is asked for it, up to where something would be written or moved.
+
+    Of a new run the folder is not claimed yet. Parameters and errors are those of :func:`unlearn`.
+    """
+    options = dict(options)
     known = [entry.name for entry in fields(RunConfig)]
     if unknown := [name for name in options if name not in known]:
         hint = did_you_mean(unknown[0], known)
@@ -164,13 +209,13 @@ def unlearn(
     )
     device = as_device(config.device)
     dataset = load_data(data)
-    selection = dataset.taxonomy.select(config.forget)
-    _check_seen(dataset, config.forget)
+    selection = dataset.select(config.forget)
+    check_seen(dataset, config.forget)
     if encoder is None:
         encoder = load_model(config.model)
         # After loading, whose errors name the model as it was asked for.
         config = replace(config, model=lasting(config.model))
-    config = replace(config, data=dataset.name)
+    config = replace(config, data=dataset.name, forget=tuple(map(lasting_query, config.forget)))
     towers = Towers(config.precision, config.micro_batch)
     problem = Problem(encoder.to(device).eval(), dataset, selection.to(device), towers)
     if config.tolerance is not None:
@@ -178,31 +223,14 @@ def unlearn(
     if (reason := rules.unmet(problem)) is not None:
         raise ValueError(f"method {rules.name!r} cannot be used: {reason}")
     _check_moving(encoder, rules, config.train)
+    warn_of_look_alikes(dataset, selection)
+    warn_of_captions(encoder, dataset, selection)
     if directory is not None:
         _check_same(directory, config)
     elif output is not None:
         check_saveable(encoder)
     prepare_towers(encoder, grad_checkpointing=config.grad_checkpointing, compile=config.compile)
-    if output is not None and directory is None:
-        # all that can be refused has been refused
-        directory = RunDirectory.claim(output, config.to_mapping())
-
-    run = _Run(problem, rules, config, directory)
-    try:
-        run.go(callbacks, progress)
-        # Inside, for it evaluates: that takes long enough to be interrupted, and can be gone on with too.
-        metrics = run.metrics()
-    except KeyboardInterrupt:
-        raise Interrupted(run.interrupted()) from None
-    if directory is not None:
-        # The checkpoint goes last, in finish(): while it is there the run counts as unfinished, so one that
-        # is stopped between two of these files can be resumed and writes them all again.
-        with directory.writing():
-            save_model(encoder, directory.folder / WEIGHTS_NAME)
-        directory.write(METRICS_NAME, json.dumps(metrics, indent=2) + "\n")
-        directory.finish()
-    folder = None if directory is None else directory.folder
-    return UnlearningResult(encoder, metrics, run.history.records, folder)
+    return _Run(problem, rules, config, directory)
 
 
 class _Run:
@@ -225,7 +253,8 @@ class _Run:
     def go(self, callbacks: Sequence[Callback], progress: bool) -> None:
         """Do what the method does, or what of it is left."""
         if isinstance(self.method, GradientMethod):
-            self._take_steps(self.method, callbacks, progress)
+            with self.stepping(self.method, callbacks) as driver:
+                self._drive(driver, progress)
         elif isinstance(self.method, DirectMethod):
             self._apply(self.method, progress)
         else:
@@ -233,7 +262,9 @@ class _Run:
                 f"method {self.method.name!r} is neither a GradientMethod nor a DirectMethod; subclass one"
             )
 
-    def _take_steps(self, method: GradientMethod, callbacks: Sequence[Callback], progress: bool) -> None:
+    @contextmanager
+    def stepping(self, method: GradientMethod, callbacks: Sequence[Callback] = ()) -> Iterator[Driver]:
+        """The driver of a method's steps; inside, only what it moves needs a gradient."""
         # Of the model as it is now: before a checkpoint is read, and before anything is put on its layers.
         model, train = self.problem.model, self.config.train
         parameters = method.parameters(model)
@@ -242,7 +273,7 @@ class _Run:
             self._keep(may_move)
         objective = method.objective(self.problem)
         with moving(model, parameters, train) as moved:
-            self._drive(self.driver(method, callbacks, objective=objective, moved=moved), progress)
+            yield self.driver(method, callbacks, objective=objective, moved=moved)
 
     def _drive(self, driver: Driver, progress: bool) -> None:
         parts: dict[str, Stateful] = {"weights": _Weights(self.problem.model), "run": self}
@@ -335,6 +366,7 @@ class _Run:
         batches = ForgetAndRetain(replace(self.problem, towers=towers), *sizes, seed=self.config.seed)
         loss = batches.draw(0).to(self.problem.model.device).contrast(retained=False)
         gradients = torch.autograd.grad(loss, moved, allow_unused=True)
+        processes.average([gradient for gradient in gradients if gradient is not None])
         return saliency_masks(gradients, self.config.saliency)
 
     def _apply(self, method: DirectMethod, progress: bool) -> None:
@@ -356,6 +388,8 @@ class _Run:
             if self.directory is not None:
                 self.directory.save({"run": self})  # the seconds; weights may be half changed
             raise
+        # A decomposition may round otherwise on another machine.
+        processes.share(list(state_of(self.problem.model).values()))
         self.applied = True
         self.history.write()  # of no step, but the file is there
         if self.directory is not None:
@@ -443,22 +477,6 @@ def _radii(step: Step) -> tuple[str, Tensor, Tensor] | None:
         return None
     vectors, c = step.space.tangents(step.image_features)
     return "image_features", vectors, torch.as_tensor(c)
-
-
-def _check_seen(dataset: Dataset, forget: Sequence[str]) -> None:
-    """Refuse what no seen image shows, and what all of them show."""
-    concept = dataset.seen.concept
-    gone = dataset.taxonomy.select(forget).concepts[concept]
-    for query in forget:
-        if not dataset.taxonomy.select([query]).concepts[concept].any():
-            raise ValueError(
-                f"no seen image shows {query!r}, so there is nothing to forget it by; held-out images take "
-                "no part in a run. Leave it out, or give images of it among the seen ones"
-            )
-    if gone.all():
-        raise ValueError(
-            "every seen image shows something that is to be forgotten; nothing would be left to retain"
-        )
 
 
 def _check_moving(model: DualEncoder, method: Method, train: str) -> None:

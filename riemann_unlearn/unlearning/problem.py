@@ -45,10 +45,10 @@ class Problem:
         """What takes :meth:`front` and gives image features: the model, or what of it lies behind the cut."""
         return self.model if self.split is None else with_tower(self.model, self.split.behind)
 
-    @property
+    @cached_property
     def gone(self) -> Tensor:
-        """Which seen images show something that is to be forgotten: bool, shape (N,), on the CPU."""
-        return self.selection.concepts.cpu()[self.dataset.seen.concept]
+        """Which seen images are to be forgotten: bool, shape (N,), on the CPU, as the images are."""
+        return self.dataset.seen.chosen(self.selection)
 
     @property
     def pools(self) -> tuple[Tensor, Tensor]:
@@ -88,6 +88,17 @@ class Problem:
     def forgotten(self, level: int) -> Tensor:
         """Which labels of a level are to be forgotten: bool, shape (labels,)."""
         return self.selection.forgotten[level]
+
+
+def unmet_of_captions(problem: Problem) -> str | None:
+    """Why a method that forgets captions cannot be used, in words; None when it can."""
+    images = problem.selection.images
+    if images is None:
+        return None
+    return (
+        f"{int(images.sum())} images are to be forgotten whose captions other images retain, and it forgets "
+        "captions; take one that forgets pairs, such as ac or hac, or forget the captions"
+    )
 
 
 @dataclass(frozen=True)
@@ -150,8 +161,15 @@ class Step:
 
     @cached_property
     def forget(self) -> tuple[Tensor, ...]:
-        """By level, whether the pair's caption names something to be forgotten: bool, shape (B,)."""
-        return tuple(self.problem.forgotten(level)[ids] for level, ids in enumerate(self.caption_ids))
+        """By level, whether the pair is to be forgotten: bool, shape (B,).
+
+        It is where its caption names something to be forgotten; at the most specific level also where its
+        image alone is to be forgotten, whatever other images retain the caption.
+        """
+        masks = [self.problem.forgotten(level)[ids] for level, ids in enumerate(self.caption_ids)]
+        if self.problem.selection.images is not None:
+            masks[0] = self.problem.gone[self.batch.indices.cpu()].to(masks[0].device)
+        return tuple(masks)
 
     def sum_over_levels(self, loss: Callable[[int], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The terms of a loss of one level, summed by name over the levels."""

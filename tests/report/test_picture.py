@@ -26,7 +26,7 @@ def test_a_run_is_drawn(world_path: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_shown_is_spread_evenly_and_not_chosen(world: ru.data.Dataset) -> None:
-    shown = picture._shown(world, ["food-fruit"])
+    shown = picture._shown(world, world.select(["food-fruit"]))
     kinds = [world.taxonomy.concepts[i].path[0] == "food-fruit" for i in shown.concept.tolist()]
     assert kinds == [True] * 3 + [False] * 4
     assert shown.sources == world.heldout.sources  # type: ignore[union-attr]

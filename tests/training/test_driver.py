@@ -193,6 +193,7 @@ def test_a_step_whose_gradients_overflow_moves_nothing_and_halves_the_scale() ->
     case.driver.run()
     assert case.history.records[0]["gradient_scale"] == 512.0  # 1024 times 100 is above 65504
     assert case.weight.tolist() == [3.0, -2.0]
+    assert case.weight.grad is None
     case.driver.steps = 2
     case.driver.run()
     assert case.weight[0] < 3.0

@@ -224,6 +224,31 @@ class TestGoingOn:
         with pytest.raises(ValueError, match=r"cannot read .*config\.yaml"):
             forget(meru, world, output=tmp_path / "none", resume=True)
 
+    def test_how_it_is_computed_may_change_on_the_way(
+        self, meru: DualEncoder, world: Dataset, tmp_path: Path
+    ) -> None:
+        asked: dict[str, Any] = {"output": tmp_path, "precision": "float16", "saliency": 0.5}
+        with pytest.raises(Interrupted):
+            forget(meru, world, micro_batch=3, callbacks=[StopAfter(2)], **asked)
+        changed = {"resume": True, "grad_checkpointing": True}
+        with pytest.raises(ValueError, match="precision is 'float16' there, and 'bfloat16' was asked for"):
+            forget(make_model("MERU"), world, **(asked | changed | {"precision": "bfloat16"}))
+        found = forget(make_model("MERU"), world, **(asked | changed))
+        scales = [record["gradient_scale"] for record in found.history]
+        # Halved where a gradient overflowed; without a checkpoint's it would be where it began.
+        assert len(scales) == 6
+        assert 2.0**16 >= scales[0] >= scales[1] >= scales[2]
+
+    def test_a_run_of_before_an_option_was_there_has_its_default(
+        self, meru: DualEncoder, world: Dataset, tmp_path: Path
+    ) -> None:
+        with pytest.raises(Interrupted):
+            forget(meru, world, output=tmp_path, callbacks=[StopAfter(2)])
+        path = tmp_path / "config.yaml"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if not line.startswith("precision")))
+        assert len(forget(make_model("MERU"), world, output=tmp_path, resume=True).history) == 6
+
     def test_an_interruption_without_a_folder_keeps_nothing(self, world: Dataset, meru: DualEncoder) -> None:
         with pytest.raises(Interrupted, match="without an output folder nothing was kept"):
             forget(meru, world, callbacks=[StopAfter(1)])

@@ -4,7 +4,7 @@ The order below matters for folders: of the sources that can open one, the last 
 general come first, and a third party's, registered later, before all of ours.
 """
 
-from riemann_unlearn.data.sources import image_folder, text_pairs, shards, captions  # noqa: I001
+from riemann_unlearn.data.sources import image_folder, text_pairs, shards, caption_table  # noqa: I001
 from riemann_unlearn.data.sources import pets, food101, cifar, fashion_mnist, emoji
 from riemann_unlearn.data.sources.base import SOURCES, Source
 from riemann_unlearn.registry import import_files
@@ -12,7 +12,7 @@ from riemann_unlearn.registry import import_files
 __all__ = [
     "SOURCES",
     "Source",
-    "captions",
+    "caption_table",
     "cifar",
     "emoji",
     "fashion_mnist",

@@ -83,7 +83,9 @@ class FashionMNIST(Source):
         ]
         taxonomy = Taxonomy(concepts, LEVELS, _caption)
         seen, heldout = (_part(where, *names, taxonomy) for names in _FILES.values())
-        return Dataset(self.name, seen, heldout)
+        prefixes = (("train", seen), ("t10k", heldout))
+        ids = tuple(f"{prefix}/{i}" for prefix, part in prefixes for i in range(len(part)))
+        return Dataset(self.name, seen, heldout, ids)
 
 
 def _caption(level: str, label: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,21 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         ) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            number = 0
+            number, names = 0, _class_names(file.schema_arrow.metadata or {})
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
+                    for column in names.keys() & row.keys():
+                        row[column] = names[column].get(row[column], row[column])
                     yield number, row
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path} is no parquet file that can be read: {error}") from None
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, dict[int, str]]:
+    """By column, what its numbers stand for, where Hugging Face's datasets wrote it."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {name: dict(enumerate(about["names"])) for name, about in features.items() if "names" in about}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}  # another program's table

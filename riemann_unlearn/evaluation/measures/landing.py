@@ -81,6 +81,8 @@ class Landing(Measure):
             return f"the model's space ({subject.space.name}) has no entailment cones"
         if not any(part.forgotten.any() for part in subject.parts):
             return "no image shows what is forgotten"
+        if not subject.selection.concepts.any():
+            return "single images are forgotten, and no label that they could have landed out of"
         return None
 
     @torch.no_grad()

@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from riemann_unlearn import processes
 from riemann_unlearn.data.augment import random_view
 from riemann_unlearn.evaluation.features import CHUNK
 from riemann_unlearn.evaluation.intervals import wilson
@@ -183,8 +184,9 @@ class Relearning(Measure):
             device=model.device,
             callbacks=[curve],
         )
-        # An attack that breaks the model has brought nothing back.
-        with suppress(Diverged):
+        # An attack that breaks the model has brought nothing back. Each process attacks by itself: a mean of
+        # equal gradients may be rounded, and the figures are to be those of one process.
+        with suppress(Diverged), processes.alone():
             driver.run()
         return curve.accuracies + [0.0] * (len(self.steps) - len(curve.accuracies))
 
@@ -282,9 +284,8 @@ def _tested(subject: Subject) -> Part:
 def _pools(subject: Subject) -> list[Tensor]:
     """Rows of the seen images of each forgotten class that has any, on the CPU."""
     label = subject.classes[subject.seen.concept]
-    classes = torch.unique(subject.classes[subject.selection.concepts])
-    rows = [(label == c).nonzero()[:, 0].cpu() for c in classes.tolist()]
-    return [pool for pool in rows if len(pool)]
+    gone = subject.seen.forgotten
+    return [(gone & (label == c)).nonzero()[:, 0].cpu() for c in torch.unique(label[gone]).tolist()]
 
 
 def _cells(

@@ -51,14 +51,15 @@ class Retrieval(Measure):
         # Only names that have images: of the others no image could be the right one.
         present, own = torch.unique(part.concept, return_inverse=True)
         text_rank = _ranks_of_texts(space, part.features, names.features[present], own)
+        images = subject.images_of(part)
         report: dict[str, dict[str, Any]] = {}
-        for group, mask in subject.groups.items():
+        for group, concepts in subject.groups.items():
             report[group] = {}
-            for direction, rank, concept, asked in (
-                ("image_to_text", image_rank, part.concept, "images"),
-                ("text_to_image", text_rank, present, "names"),
+            for direction, rank, mask, concept, asked in (
+                ("image_to_text", image_rank, images[group], part.concept, "images"),
+                ("text_to_image", text_rank, concepts[present], present, "names"),
             ):
-                chosen = (mask & ~names.shared)[concept]
+                chosen = mask & ~names.shared[concept]
                 report[group] |= {f"{direction}_at_{k}": share((rank < k)[chosen]) for k in AT}
                 report[group][asked] = int(chosen.sum())
         return report

@@ -68,7 +68,7 @@ class ZeroShot(Measure):
                 [part.labels(depth) for depth in range(len(subject.captions))],
                 subject.taxonomy,
                 subject.selection.level,
-                {group: mask[part.concept] for group, mask in subject.groups.items()},
+                subject.images_of(part),
             )
             # Not strict: where nothing is held out there is one part, and the second name is left over.
             for name, part in zip(("seen", "heldout"), subject.parts, strict=False)

@@ -101,9 +101,9 @@ class Generalize(Tilt):
     stay: float = setting(5.0, 0, 1e4, "σ: weight of the retained images' distance from where they were")
 
     def unmet(self, problem: Problem) -> str | None:
-        """It needs entailment cones."""
+        """It needs entailment cones, and captions to forget."""
         if problem.space.has_cones:
-            return None
+            return super().unmet(problem)
         return (
             f"it needs a model whose space has entailment cones, and that of {type(problem.model).__name__} "
             f"({problem.space.name!r}) has none"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from riemann_unlearn.evaluation.features import encode_texts
 from riemann_unlearn.unlearning.methods.base import DirectMethod, setting
-from riemann_unlearn.unlearning.problem import Problem
+from riemann_unlearn.unlearning.problem import Problem, unmet_of_captions
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class NullSpace(DirectMethod):
         problem.model.transform_image_features_(
             torch.eye(len(basis), dtype=basis.dtype, device=basis.device) - self.strength * basis @ basis.mT
         )
+
+    def unmet(self, problem: Problem) -> str | None:
+        """It removes captions, so it cannot forget an image whose caption is retained."""
+        return unmet_of_captions(problem)
 
     def basis(self, problem: Problem) -> Tensor:
         """Orthonormal columns that span the forgotten captions, shape (D, at most ``rank``)."""

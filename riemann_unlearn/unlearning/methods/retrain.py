@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from riemann_unlearn import processes
 from riemann_unlearn.evaluation import zero_shot
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.models import load as load_model
@@ -87,7 +88,8 @@ class Retrain(DirectMethod):
                 **gently,
             )
         with tempfile.TemporaryDirectory() as scratch:
-            home = folder or Path(scratch)
+            # Of several processes the first one's, in which all trainings are.
+            home = processes.agreed(lambda: folder or Path(scratch))
             start: str | None = None
             for name, config in stages.items():
                 # From its own last stage: other weights may have seen what is to be forgotten.
@@ -100,12 +102,15 @@ class Retrain(DirectMethod):
 def _trained(problem: Problem, config: TrainConfig, where: Path, progress: bool) -> DualEncoder:
     """A model of the problem's architecture, trained on the retained images alone in a folder of its own."""
     dataset = problem.dataset
-    resume = (where / CHECKPOINT_NAME).is_file()
-    if not resume and (where / WEIGHTS_NAME).is_file():
+    resume, done = processes.agreed(
+        lambda: tuple((where / name).is_file() for name in (CHECKPOINT_NAME, WEIGHTS_NAME))
+    )
+    if not resume and done:
         return load_model(where).to(problem.model.device)
-    if not resume:  # what may be left of one that had not come to its first checkpoint
+    # What may be left of one that had not come to its first checkpoint.
+    if not resume and processes.first():
         shutil.rmtree(where, ignore_errors=True)
-    retained = ~problem.selection.concepts.cpu()[dataset.seen.concept]
+    retained = ~dataset.seen.chosen(problem.selection)
     return train(
         problem.model.config,
         config,

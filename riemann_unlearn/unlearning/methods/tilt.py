@@ -17,7 +17,7 @@ from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.training.schedules import cosine
 from riemann_unlearn.unlearning.frozen import FrozenCopy
 from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, setting
-from riemann_unlearn.unlearning.problem import Problem, Step
+from riemann_unlearn.unlearning.problem import Problem, Step, unmet_of_captions
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,10 @@ class Tilt(GradientMethod):
         # Scalars count and never move, as for every method.
         *_, total = up_to = list(itertools.accumulate(p.numel() for p in tower))
         return [p for p, n in zip(tower, up_to, strict=True) if p.ndim > 0 and n > self.frozen * total]
+
+    def unmet(self, problem: Problem) -> str | None:
+        """It masks captions, so it cannot forget an image whose caption is retained."""
+        return unmet_of_captions(problem)
 
     def rate(self, step: int) -> float:
         """Linear warm-up over ten steps, times half a cosine down to zero."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from riemann_unlearn import data
-from riemann_unlearn.data.sources.captions import Captions
+from riemann_unlearn.data.sources.caption_table import CaptionTable
 from tests.data.sources.images import write_image
 
 ROWS: list[dict[str, Any]] = [
@@ -155,9 +155,9 @@ def test_what_is_no_table_at_all_is_named(tmp_path: Path) -> None:
         data.load(tmp_path)
     (tmp_path / "captions.csv").unlink()
     (tmp_path / "captions.csv").symlink_to(tmp_path / "gone")
-    assert not Captions().opens(tmp_path)
+    assert not CaptionTable().opens(tmp_path)
     with pytest.raises(ValueError, match="no default place"):
-        Captions().load(None)
+        CaptionTable().load(None)
 
 
 def test_parquet_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +165,18 @@ def test_parquet_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"pyarrow, which is not installed; .*riemann-unlearn\[parquet\]"):
         data.load(tmp_path)
+
+
+def test_numbers_of_hugging_faces_classes_have_names(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"image": str(write_image(tmp_path / f"{i}.png", i)), "label": i} for i in range(3)]
+    about = {"info": {"features": {"image": {"_type": "Image"}, "label": {"names": ["owl", "cat"]}}}}
+    table = arrow.Table.from_pylist(rows)
+    for metadata in ({"huggingface": json.dumps(about)}, {"huggingface": "[]"}):
+        parquet.write_table(table.replace_schema_metadata(metadata), tmp_path / "captions.parquet")
+        expected = ["owl", "cat", "2"] if "info" in metadata["huggingface"] else ["0", "1", "2"]
+        assert captions(data.load(tmp_path)) == expected
 
 
 def test_parquet_may_hold_the_images(tmp_path: Path) -> None:

@@ -33,14 +33,14 @@ _NAMES = tuple(f"{stem}{suffix}" for stem in ("captions", "metadata") for suffix
 
 
 @register
-class Captions(Source):
+class CaptionTable(Source):
     """Each row's image with its caption, its label, or the one below the other.
 
     Labels may have levels above, by a ``taxonomy.csv`` or ``taxonomy.yaml`` beside the table
     (:mod:`riemann_unlearn.data.sources.labels`). Rows whose ``split`` is val or test are held out.
     """
 
-    name = "captions"
+    name = "caption-table"
     description = "a table of image files and captions or labels: captions.csv, .tsv, .jsonl or .parquet"
     named = False
 
