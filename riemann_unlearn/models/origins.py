@@ -59,8 +59,10 @@ class ModelInfo:
 _MODELS = {
     info.name: info
     for info in (
-        ModelInfo("meru-emoji", "MERU", "hyperbolic; Unicode emoji; convolutional, 56 px"),
+        ModelInfo("meru-emoji", "MERU", "hyperbolic, with cones that hold; Unicode emoji; convolutional, 56 px"),
         ModelInfo("clip-emoji", "CLIP", "Euclidean twin of meru-emoji: same towers, data and steps"),
+        ModelInfo("meru-emoji-flat", "MERU", "trained as long without a tree: what meru-emoji began with"),
+        ModelInfo("clip-emoji-flat", "CLIP", "what clip-emoji began with"),
     )
 }
 
@@ -71,7 +73,7 @@ def list_models() -> list[ModelInfo]:
     Examples
     --------
     >>> [info.name for info in list_models()]
-    ['meru-emoji', 'clip-emoji']
+    ['meru-emoji', 'clip-emoji', 'meru-emoji-flat', 'clip-emoji-flat']
     """
     return list(_MODELS.values())
 
