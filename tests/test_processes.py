@@ -27,9 +27,8 @@ from riemann_unlearn.unlearning import GradientMethod, Problem, create_method
 from riemann_unlearn.unlearning.problem import ForgetAndRetain
 from tests.conftest import make_model, model_config
 
-# One process imports everything, the others are forks of it.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
+# Forks of the test's own process: others would take longer to import torch than to do what is asked of them.
+CONTEXT = multiprocessing.get_context("fork")
 LONGEST = 300
 """Seconds until a test gives up; a process that waits for one that died would wait for hours."""
 
@@ -320,3 +319,133 @@ def test_messages_are_of_one_dtype_and_of_a_size(monkeypatch: pytest.MonkeyPatch
     tensors = [*map(torch.zeros, (2, 3, 1)), torch.zeros(9).double()]
     sizes = [[len(tensor) for tensor in bucket] for bucket in processes._buckets(tensors)]
     assert sizes == [[2, 3], [1], [9]]
+
+
+class Twins:
+    """A process group of two that have the same: what the first of them hears, without a second process."""
+
+    group = processes._Group(0, 2, torch.distributed.HashStore())  # type: ignore[attr-defined]
+
+    def all_gather(self, parts: list[torch.Tensor], own: torch.Tensor) -> None:
+        for part in parts:
+            part.copy_(own)
+
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        tensor *= 2
+
+    def broadcast(self, tensor: torch.Tensor, source: int) -> None:
+        assert source == 0
+        assert tensor.is_contiguous()
+
+    def broadcast_object_list(self, said: list[Any], source: int) -> None:
+        assert source == 0
+
+    def all_gather_object(self, everyone: list[Any], own: Any) -> None:
+        everyone[:] = [own, own]
+
+
+@pytest.fixture
+def twins(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(processes, "dist", Twins())
+    with processes._as(Twins.group):
+        yield
+
+
+def test_what_comes_back_of_a_gathered_gradient_is_its_own_share_as_often_as_there_are_processes(
+    twins: None,
+) -> None:
+    own = torch.tensor([[1.0], [2.0]], requires_grad=True)
+    everyone = processes.gathered(own, 3)
+    assert everyone.flatten().tolist() == [1.0, 2.0, 1.0]
+    (everyone.flatten() * torch.tensor([1.0, 10.0, 100.0])).sum().backward()  # type: ignore[no-untyped-call]
+    assert own.grad is not None
+    # The mean over the processes is the sum of what each one's rows give.
+    assert own.grad.flatten().tolist() == [2.0, 20.0]
+
+
+def test_a_mean_of_equals_is_what_they_are(twins: None) -> None:
+    tensors = [torch.arange(6.0).view(2, 3).T, torch.ones(2).double()]
+    processes.average(tensors)
+    processes.share(tensors)
+    assert tensors[0].tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+    assert tensors[1].tolist() == [1.0, 1.0]
+    assert processes.exchanged("mine") == ["mine", "mine"]
+
+
+def test_what_one_says_the_others_need_not(twins: None) -> None:
+    assert processes.new("lost (127.0.0.1)")
+    assert not processes.new("lost (127.0.0.2)")
+    with processes._as(processes._Group(1, 2, None)):
+        assert processes.new("lost (127.0.0.3)")
+
+    class Gone:
+        def add(self, words: str, count: int) -> int:
+            raise RuntimeError("connection closed")
+
+    with processes._as(processes._Group(1, 2, Gone())):  # rather twice than never
+        assert processes.new("lost")
+
+
+def test_the_others_hear_what_the_first_got_or_why_not(twins: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes.agreed(lambda: 7) == 7
+    with pytest.raises(ValueError, match="mine"):
+        processes.agreed(lambda: (_ for _ in ()).throw(ValueError("mine")))
+    for said, outcome in (([7, None], 7), ([None, ValueError("its own")], None)):
+        monkeypatch.setattr(
+            Twins,
+            "broadcast_object_list",
+            lambda self, heard, source, said=said: heard.__setitem__(slice(2), said),
+        )
+        with processes._as(processes._Group(1, 2, None)):
+            if outcome is None:
+                with pytest.raises(ValueError, match="its own"):
+                    processes.agreed(lambda: pytest.fail("not asked"))
+            else:
+                assert processes.agreed(lambda: pytest.fail("not asked")) == outcome
+
+
+def test_others_that_cannot_be_reached_are_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(address: str) -> Any:
+        raise RuntimeError("connection refused\nin C++")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "rendezvous", unreachable)
+    refused = pytest.raises(processes.Lost, match=r"cannot go on without it \(connection refused\)")
+    with refused, processes.joined():
+        pytest.fail("joined nobody")
+
+
+def test_the_gpu_of_a_process_is_that_of_its_place_on_its_machine(
+    twins: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[torch.device] = []
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert processes.own_device(torch.device("cuda")) == torch.device("cuda", 3)
+    assert taken == [torch.device("cuda", 3)]
+    assert processes.own_device(torch.device("cpu")) == torch.device("cpu")
+    with pytest.raises(ValueError, match="each process takes a GPU of its own; ask for cuda"):
+        processes.own_device(torch.device("cuda", 0))
+
+
+def test_a_group_that_a_program_made_is_used_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "rendezvous", lambda address: iter([(Twins.group.store, 0, 1)]))
+    with processes.joined():
+        assert torch.distributed.is_initialized()
+        with processes.joined():
+            assert processes.count() == 1
+        assert torch.distributed.is_initialized()
+    assert not torch.distributed.is_initialized()
+
+
+def test_features_are_put_together_from_what_each_has_encoded(
+    twins: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three chunks the first process has the first and the last, and its twin is said to have as much."""
+    monkeypatch.setattr(encoding, "CHUNK", 2)
+    model = make_model("CLIP")
+    with processes.alone():
+        alone = encoding.encode_texts(model, ["a", "b", "c", "d", "e"])
+    found = encoding.encode_texts(model, ["a", "b", "c", "d", "e"])
+    assert torch.equal(found, torch.cat([alone[:2], alone[:2], alone[4:]]))

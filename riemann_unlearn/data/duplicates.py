@@ -60,11 +60,11 @@ def look_alikes(images: Images, gone: Tensor) -> list[tuple[int, int]]:
     order = [vector.mean(1).argsort() for vector in vectors]
     forgotten, retained = (vector[i] for vector, i in zip(vectors, order, strict=True))
     brightness = retained.mean(1)
-    best = torch.full((len(retained),), torch.inf)
+    best = brightness.new_full((len(retained),), torch.inf)
     partner = torch.zeros(len(retained), dtype=torch.long)
     for start in range(0, len(forgotten), _CHUNK):
         chunk = forgotten[start : start + _CHUNK]
-        ends = chunk[[0, -1]].mean(1) + torch.tensor([-TOLERANCE, TOLERANCE])
+        ends = chunk[[0, -1]].mean(1) + chunk.new_tensor([-TOLERANCE, TOLERANCE])
         low, high = torch.searchsorted(brightness, ends).tolist()
         near = retained[low:high]
         # |a - b|² = |a|² + |b|² - 2a·b; below 1 it is rounding, and the thumbnails are equal.

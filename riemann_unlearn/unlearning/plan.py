@@ -126,7 +126,7 @@ def plan(
         seconds = {"step": step, "steps": step * steps}
         memory |= measured
         if config.micro_batch is not None or config.grad_checkpointing:
-            # What a checkpoint makes again it keeps by hooks of its own, which are asked before Kept's.
+            # What a checkpoint makes again it keeps by hooks of its own, which are asked first.
             memory["activations"] = None
             notes.append("activations that are made again are not counted; the peak, on CUDA, has them")
     else:
@@ -155,11 +155,11 @@ def plan(
     )
 
 
-class Kept:
+class Activations:
     """Counts the bytes that autograd keeps for backward passes: what activations take, on any device.
 
-    ``with Kept(parameters) as kept: ...; kept.most``. A storage counts once however many tensors show parts
-    of it; parameters are kept anyway and do not count.
+    ``with Activations(parameters) as kept: ...; kept.most``. A storage counts once, however many tensors show
+    parts of it; parameters are kept anyway and do not count.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -170,7 +170,7 @@ class Kept:
             lambda t: _Held(self, t), lambda held: held.tensor
         )
 
-    def __enter__(self) -> Kept:
+    def __enter__(self) -> Activations:
         self._hooks.__enter__()
         return self
 
@@ -191,7 +191,7 @@ class Kept:
 
 
 class _Held:
-    def __init__(self, kept: Kept, tensor: Tensor) -> None:
+    def __init__(self, kept: Activations, tensor: Tensor) -> None:
         self.kept, self.tensor = kept, tensor
         kept.count(tensor.untyped_storage(), 1)
 
@@ -217,7 +217,7 @@ def _measured(driver: Driver, model: DualEncoder) -> tuple[float, dict[str, int 
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    with Kept(list(model.parameters())) as kept:
+    with Activations(list(model.parameters())) as kept:
         images = _batch_bytes(driver)
     state = [value for entry in driver.optimizer.state.values() for value in entry.values()]
     memory: dict[str, int | None] = {

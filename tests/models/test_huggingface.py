@@ -17,7 +17,7 @@ from riemann_unlearn.models.huggingface import as_open_clip_wants_it, with_archi
 from riemann_unlearn.models.layouts.open_clip import exported
 from riemann_unlearn.models.origins import WEIGHTS_NAME
 from riemann_unlearn.models.tokenizers import make_tokenizer
-from tests.models.test_families import TEXTS
+from tests.models.test_families import TEXTS, config_of
 from tests.models.test_open_clip import VIT, features, saved
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"redapplowbn", "owl", "red", "##le", "app"]
@@ -184,3 +184,43 @@ def test_a_configuration_says_the_architecture_itself() -> None:
     given = {"hf_model_name": "roberta-base", "hf_config": {"model_type": "roberta"}}
     assert with_architecture(given, None, hub=False) == given
     assert json.loads(json.dumps(given)) == given
+
+
+class Words:
+    """open_clip's HFTokenizer, for a machine without transformers."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        if name == "not/there":
+            raise OSError("it is not in\nthe cache")
+        self.name, self.options = name, options
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[len(text)] * self.options["context_length"] for text in texts])
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "tokenizer.json").write_text("{}")
+
+
+def test_a_tokenizer_is_asked_for_as_open_clip_asks_and_saved_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    for place in ("tokenizers", "checkpoint"):
+        monkeypatch.setattr(f"riemann_unlearn.models.{place}.HFTokenizer", Words)
+    config = config_of("CLIP")
+    text_cfg = config["model_cfg"]["text_cfg"]
+    kwargs = {"clean": "canonicalize", "strip_sep_token": True}
+    text_cfg |= {"hf_tokenizer_name": "a/b", "tokenizer_mode": "clips", "tokenizer_kwargs": kwargs}
+    tokenizer, vocabulary = make_tokenizer(text_cfg, tmp_path, hub=True)
+    assert (tokenizer.name, vocabulary) == ("a/b", None)
+    asked = {"context_length": 16, "tokenizer_mode": "clips", "trust_remote_code": False}
+    assert tokenizer.options == {**asked, **kwargs}
+    with pytest.raises(ValueError, match="tokenizer 'not/there' cannot be made: it is not in the cache"):
+        make_tokenizer({**text_cfg, "hf_tokenizer_name": "not/there"}, tmp_path, hub=True)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    model = models.create_model(config, tmp_path)
+    assert model.tokenizer.name == str(tmp_path)
+    assert model.tokenize(["owl"]).tolist() == [[3] * 16]
+    (tmp_path / "run").mkdir()
+    models.save_model(model, tmp_path / "run" / WEIGHTS_NAME)
+    assert models.load(tmp_path / "run").tokenizer.name == str(tmp_path / "run")

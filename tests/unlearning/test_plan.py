@@ -15,7 +15,7 @@ from riemann_unlearn.data import Dataset
 from riemann_unlearn.models import DualEncoder, save_model, state_of
 from riemann_unlearn.runs import Unused
 from riemann_unlearn.unlearning import Plan, plan
-from riemann_unlearn.unlearning.plan import Kept, _duration, _size
+from riemann_unlearn.unlearning.plan import Activations, _duration, _size
 from tests.conftest import make_model
 
 
@@ -96,7 +96,7 @@ def test_the_command_line_prints_the_plan_and_writes_nothing(
 def test_what_autograd_keeps_is_counted_once_and_until_it_is_gone() -> None:
     weight = nn.Parameter(torch.ones(8, 8))
     x = torch.ones(4, 8)
-    with Kept([weight]) as kept:
+    with Activations([weight]) as kept:
         y = x @ weight  # keeps x, and the weight, which is kept anyway
         assert kept.now == x.numel() * 4
         z = y.square() * y.exp()  # y for the square; its exponential, and the two factors
