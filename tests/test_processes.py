@@ -27,9 +27,8 @@ from riemann_unlearn.unlearning import GradientMethod, Problem, create_method
 from riemann_unlearn.unlearning.problem import ForgetAndRetain
 from tests.conftest import make_model, model_config
 
-# One process imports everything, the others are forks of it.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
+# Forks of the test's own process: others would take longer to import torch than to do what is asked of them.
+CONTEXT = multiprocessing.get_context("fork")
 LONGEST = 300
 """Seconds until a test gives up; a process that waits for one that died would wait for hours."""
 

@@ -55,7 +55,7 @@ def warn_of_look_alikes(dataset: Dataset, selection: Selection) -> None:
         f"{len(pairs)} retained images look the same as images to be forgotten ({shown}): what is "
         "unlearned of one is learned again from the other. Forget them too, as by --forget @FILE, or take "
         "them out of the data",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -91,14 +91,14 @@ def warn_of_captions(model: DualEncoder, dataset: Dataset, selection: Selection)
         warnings.warn(
             f"{len(cut)} captions fill all of the {width} tokens that the model reads, or are longer and cut "
             f"off there ({_listed(cut)}); shorten them if what matters comes last",
-            stacklevel=3,
+            stacklevel=4,
         )
     if same:
         warnings.warn(
             f"{len(same)} labels to be forgotten read the same to the model as one that is retained "
             f"({_listed(same)}): it cannot forget one and keep the other. Word them differently, or forget "
             "both",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
