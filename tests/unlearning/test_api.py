@@ -128,7 +128,7 @@ def test_the_same_seed_gives_the_same_model_and_another_does_not(world: Dataset)
     ("method", "settings"),
     [
         ("tilt", {"steps": 60, "learning_rate": 1e-3}),
-        ("hac", {"steps": 60, "learning_rate": 1e-3, "beta": 10.0, "gamma": 0.0}),
+        ("hac", {"steps": 60, "learning_rate": 1e-3, "beta": 1.0, "gamma": 0.0}),
     ],
 )
 def test_forgetting_forgets(method: str, settings: dict[str, float], world: Dataset) -> None:

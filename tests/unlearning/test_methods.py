@@ -136,7 +136,7 @@ def test_ac_compares_as_the_model_does_or_by_cosine(meru: DualEncoder, world: Da
     task = problem(meru, world)
     cosine = Cosine(scale=meru.space.scale)
     for settings, space in (({}, meru.space), ({"cosine": 1}, cosine)):
-        expected = step(task).calibrate(AlignmentCalibration(), space)
+        expected = step(task).calibrate(AlignmentCalibration(0.1, 0.05, 0.05), space)
         found = terms("ac", task, settings)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in found)

@@ -31,9 +31,9 @@ class HAC(GradientMethod):
 
     learning_rate: float = setting(5e-5, 1e-8, 1.0, "of Riemannian Adam")
     steps: int = setting(100, 1, 1_000_000, "optimizer steps")
-    alpha: float = setting(1.0, 0, 1e4, "weight of negative alignment calibration, in logits")
-    beta: float = setting(0.5, 0, 1e4, "weight of positive alignment calibration, in logits")
-    gamma: float = setting(0.5, 0, 1e4, "weight of performance preserving, in logits")
+    alpha: float = setting(0.1, 0, 1e4, "weight of negative alignment calibration, in logits")
+    beta: float = setting(0.05, 0, 1e4, "weight of positive alignment calibration, in logits")
+    gamma: float = setting(0.05, 0, 1e4, "weight of performance preserving, in logits")
     omega: float = setting(1.0, 0, 1e4, "weight of entailment calibration")
     eta: float = setting(1.0, 0, 1e4, "weight of norm regularization")
     entailment_weight: float = setting(0.2, 0, 1e4, "weight of the retain pairs' entailment")
