@@ -59,9 +59,9 @@ class ModelInfo:
 _MODELS = {
     info.name: info
     for info in (
-        ModelInfo("meru-emoji", "MERU", "hyperbolic, with cones that hold; Unicode emoji; convolutional, 56 px"),
+        ModelInfo("meru-emoji", "MERU", "hyperbolic, its cones hold; Unicode emoji; convolutional, 56 px"),
         ModelInfo("clip-emoji", "CLIP", "Euclidean twin of meru-emoji: same towers, data and steps"),
-        ModelInfo("meru-emoji-flat", "MERU", "trained as long without a tree: what meru-emoji began with"),
+        ModelInfo("meru-emoji-flat", "MERU", "what meru-emoji began with; its cones hold nothing"),
         ModelInfo("clip-emoji-flat", "CLIP", "what clip-emoji began with"),
     )
 }

@@ -23,11 +23,11 @@ from riemann_unlearn.unlearning.problem import Problem
 class Retrain(DirectMethod):
     """Train a new model of the same architecture on the retained images alone.
 
-    Exact by definition, and as dear as the training was. The defaults are the first stage of the bundled emoji
-    models' recipe, which is all that was done for a flat one; ``more_epochs=60, tree_epochs=45`` are the
-    others. Another model should be retrained as it was trained. Images of what is to be forgotten are left
-    out at every level, so unlike the other methods the oracle has not seen them as examples of the level
-    above either.
+    Exact by definition, and as dear as the training was. The defaults are the first stage of the recipe of
+    the bundled emoji models; ``more_epochs=60`` is the second, and with it that of the flat ones,
+    ``tree_epochs=45`` the third. Another model should be retrained as it was trained. Images of what is to
+    be forgotten are left out at every level, so unlike the other methods the oracle has not seen them as
+    examples of the level above either.
     """
 
     name: ClassVar[str] = "retrain"
