@@ -45,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             with options.output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
-    folder = next(info.path for info in models.list_models() if info.name == "meru-emoji")
+    folder = next(info.path for info in models.list_models() if info.name == "meru-emoji-flat")
     last = json.loads((folder / "history.jsonl").read_text("utf-8").splitlines()[-1])
-    bundled = {"entailment_weight": "meru-emoji", "initial_curvature": 1.0, "epochs": last["epoch"]}
-    model = models.load("meru-emoji")
+    bundled = {"entailment_weight": "meru-emoji-flat", "initial_curvature": 1.0, "epochs": last["epoch"]}
+    model = models.load("meru-emoji-flat")
     rows.insert(0, bundled | measure(model, data.load("emoji"), last))
     if isinstance(model.space, LorentzTangents):
         print(f"Half-spaces up to r = {math.asinh(2 * model.space.min_radius):.3f}\n")
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(weight: float, initial: float, epochs: int) -> dict[str, Any]:
     """Train the bundled MERU briefly."""
-    folder = next(info.path for info in models.list_models() if info.name == "meru-emoji")
+    folder = next(info.path for info in models.list_models() if info.name == "meru-emoji-flat")
     model_config = json.loads((folder / "open_clip_config.json").read_text("utf-8"))
     model_config["model_cfg"]["curvature_init"] = initial
     settings = TrainConfig(**yaml.safe_load((folder / "train.yaml").read_text("utf-8")))
