@@ -323,7 +323,7 @@ def test_a_bundled_model_is_trained_as_it_was_but_for_what_is_given(
     assert main(["train", "--model", "meru-emoji", "--output", str(tmp_path / "o"), "--epochs", "3"]) == 0
     model, settings, output = asked
     assert (model["architecture"], output) == ("MERU", tmp_path / "o")
-    assert (settings.epochs, settings.batch_size, settings.entailment_weight) == (3, 128, 0.02)
+    assert (settings.epochs, settings.batch_size, settings.start) == (3, 128, "meru-emoji-flat")
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def ladder(levels: int, min_radius: float) -> tuple[float, ...]:
     Examples
     --------
     >>> [round(r, 3) for r in ladder(3, 0.1)]
-    [0.447, 0.298, 0.199]
+    [0.367, 0.27, 0.199]
     """
     # There the aperture asin(2K / sinh r) is π/2; further in it is no larger, and its gradient is 0.
     top = math.asinh(2 * min_radius)

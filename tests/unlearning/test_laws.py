@@ -93,7 +93,13 @@ def test_every_method_of_ours_is_held_to_them() -> None:
         for name, kind in globals().items()
         if name.startswith("Test") and issubclass(kind, (GradientMethodLaws, DirectMethodLaws))
     }
-    assert held == set(METHODS)
+    # Those that benchmarks register are not the library's.
+    ours = {
+        name
+        for name, method in METHODS.items()
+        if (method if isinstance(method, type) else type(method)).__module__.startswith("riemann_unlearn.")
+    }
+    assert held == ours
 
 
 @dataclass(frozen=True)
