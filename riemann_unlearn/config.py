@@ -84,7 +84,7 @@ class RunConfig(Config):
         None, "other pairs in a batch (default: the method's)", low=1, metavar="N"
     )
     views: int = option(
-        0,
+        4,
         "views kept of each image where the first layers stay, which so run once for all steps; with 0 every "
         "step draws new ones, of all images, and takes several times as long",
         low=0,

@@ -14,7 +14,7 @@ from riemann_unlearn.geometry import tangent
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.testing.methods import small_model, small_world
 from riemann_unlearn.unlearning import Problem, create_method
-from riemann_unlearn.unlearning.methods import Generalize, generalize
+from riemann_unlearn.unlearning.methods import Generalize, Tilt, generalize
 from riemann_unlearn.unlearning.methods.generalize import Home
 from tests.evaluation.measures.test_landing import (
     ANIMAL,
@@ -149,7 +149,7 @@ def test_to_tilt_it_adds_one_term_of_the_forgotten(meru: DualEncoder, world: Dat
         meru.text_log_scale.fill_(-1.5)
     task = problem(meru, world)
     found, tilt = terms("generalize", task), terms("tilt", task)
-    assert found.keys() - tilt.keys() == {"zone_loss", "stay_loss"}
+    assert found.keys() - tilt.keys() == {"zone_loss"}
     assert all(torch.equal(found[name], value) for name, value in tilt.items())
     (home,) = homes(task)
     one = step(task)
@@ -161,8 +161,8 @@ def test_to_tilt_it_adds_one_term_of_the_forgotten(meru: DualEncoder, world: Dat
 
 def test_retained_images_are_held_to_where_they_were(meru: DualEncoder, world: Dataset) -> None:
     task = problem(meru, world)
-    method = create_method("generalize", {"stay": 3.0})
-    assert isinstance(method, Generalize)
+    method = create_method("tilt", {"stay": 3.0})
+    assert isinstance(method, Tilt)
     objective = method.objective(task)
     one = step(task)
     # Not quite 0: attention rounds otherwise where no gradient is asked for.

@@ -151,8 +151,8 @@ def create_method(method: str | type[Method] | Method, settings: Mapping[str, An
 
     Examples
     --------
-    >>> create_method("tilt", {"margin": 5.0})
-    Tilt(learning_rate=0.0004, steps=1200, margin=5.0, retain=20.0, target=0.1, mixing=0.1, frozen=0.12)
+    >>> create_method("tilt", {"margin": 5.0}).margin
+    5.0
     """
     entry = METHODS[method] if isinstance(method, str) else method
     settings = dict(settings or {})

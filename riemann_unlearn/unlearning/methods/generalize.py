@@ -82,9 +82,6 @@ class Generalize(Tilt):
     exterior angle at π does not change along the geodesic from x to π, so an image in the parent's cone stays
     in it all the way there, which is at most d(x, π) long.
 
-    The retained are held to where they were, i_0, by :math:`σ\,\mathrm{mean}_{i∈R}\,d(i, i_0)^2`, since their
-    distribution over captions lets all images move outward together, out of the cones that held them.
-
     Where nothing above is retained, or the taxonomy has one level, the parent is a root whose cone holds
     everything, and the zone lies outside all cones of the level.
 
@@ -98,7 +95,6 @@ class Generalize(Tilt):
 
     zone: float = setting(5.0, 0, 1e4, "weight of the forgotten images' way into the zone")
     clearance: float = setting(0.1, 0, 1, "δ: by what share of its aperture a cone is entered or left")
-    stay: float = setting(5.0, 0, 1e4, "σ: weight of the retained images' distance from where they were")
 
     def unmet(self, problem: Problem) -> str | None:
         """It needs entailment cones, and captions to forget."""
@@ -110,20 +106,16 @@ class Generalize(Tilt):
         )
 
     def further(self, problem: Problem) -> Callable[[Step, Tensor], Mapping[str, Tensor]]:
-        """The forgotten's way into their zones, and the retained's from where they were."""
+        """The forgotten's way into their zones."""
         homes = list(self.homes(problem))
 
         def terms(step: Step, before: Tensor) -> dict[str, Tensor]:
-            concept, kept = step.caption_ids[0], ~torch.stack(step.forget).any(0)
+            concept = step.caption_ids[0]
             # The towers may run under autocast, the geometry never does.
             with torch.autocast(concept.device.type, enabled=False):
                 points = _points(step.image_features, problem)
                 excess = torch.cat([home.excess(points[home.concepts[concept]]) for home in homes])
-                away = tangent.dist(points[kept], _points(before[kept], problem), 1.0)
-            return {
-                "zone_loss": self.zone * mean(excess),
-                "stay_loss": self.stay * mean(away.square()),
-            }
+            return {"zone_loss": self.zone * mean(excess)}
 
         return terms
 

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from riemann_unlearn.evaluation.features import encode_texts
+from riemann_unlearn.geometry import tangent
 from riemann_unlearn.models import DualEncoder
+from riemann_unlearn.spaces import Space
 from riemann_unlearn.training.schedules import cosine
 from riemann_unlearn.unlearning.frozen import FrozenCopy
 from riemann_unlearn.unlearning.methods.base import GradientMethod, Objective, setting
@@ -40,7 +42,13 @@ class Tilt(GradientMethod):
         μ\,\mathrm{mean}_{i∈U}\,\max\Bigl(0,\;
           \log\mathrm{mean}_{j∈U} e^{τ s(i,j)} - \log\mathrm{mean}_{j∈R} e^{τ s(i,j)}\Bigr).
 
-    The second term asks that captions to be forgotten hold at most :math:`e^{-m}` of the odds, the last
+    and a retained image is held to where it was, i_0, in units of the curvature radius (by the chord of the
+    angle where a space has no cones), for a distribution over captions lets all images drift together:
+
+    .. math::
+        σ\,\mathrm{mean}_{i∈R}\, d(i, i_0)^2.
+
+    The second term asks that captions to be forgotten hold at most :math:`e^{-m}` of the odds, the fourth
     that a forgotten image be no nearer to the other forgotten ones than to retained ones, so that what
     no caption finds is not found by its looks either. Both are exactly 0 once that is so: the objective is
     bounded, and with the forgotten gone the steps that are left repair what is retained. Only the image
@@ -57,13 +65,14 @@ class Tilt(GradientMethod):
     retain_batch: ClassVar[int] = 144
 
     learning_rate: float = setting(4e-4, 1e-8, 1.0, "of Riemannian Adam, at its largest")
-    steps: int = setting(1200, 1, 1_000_000, "optimizer steps")
+    steps: int = setting(300, 1, 1_000_000, "optimizer steps")
     margin: float = setting(9.0, 0, 100, "m: log odds against a forgotten caption that are enough")
     retain: float = setting(20.0, 0, 1e4, "ρ: weight of the retained images' divergence")
     target: float = setting(0.1, 0, 1e4, "κ: weight of the forgotten images' divergence")
     mixing: float = setting(0.1, 0, 1e4, "μ: weight of what tells forgotten images from retained ones")
+    stay: float = setting(50.0, 0, 1e4, "σ: weight of the retained images' distance from where they were")
     frozen: float = setting(
-        0.12, 0, 0.99, "share of the image tower's weights, those of its first layers, that stay"
+        0.52, 0, 0.99, "share of the image tower's weights, those of its first layers, that stay"
     )
 
     def parameters(self, model: DualEncoder) -> list[nn.Parameter]:
@@ -100,6 +109,7 @@ class Tilt(GradientMethod):
             if min(len(gone), len(kept)) > 1:  # a forgotten image has others to be compared with
                 mixing = _mixing(step.space.logits(gone, gone), step.space.logits(gone, kept))
                 result["mixing_loss"] = self.mixing * mean(F.relu(mixing))
+            result["stay_loss"] = self.stay * mean(_moved(space, features[~forget], before[~forget]))
             result.update(further(step, before))
             return result
 
@@ -133,6 +143,17 @@ def _divergence(target: Tensor, logits: Tensor) -> Tensor:
     # kept so that the term is a divergence: 0 when there is nothing left to do.
     entropy = torch.xlogy(wanted, wanted).sum(1)
     return entropy - (wanted * logits.log_softmax(1)).sum(1)
+
+
+def _moved(space: Space, features: Tensor, before: Tensor) -> Tensor:
+    """Squared distance of each feature from where it was, in units of the curvature radius."""
+    # The towers may run under autocast, the geometry never does.
+    with torch.autocast(features.device.type, enabled=False):
+        if space.has_cones:
+            (now, c), (then, _) = space.tangents(features), space.tangents(before)
+            return torch.as_tensor(c) * tangent.dist(now, then, c).square()
+        # The square of the chord between directions.
+        return 2 - 2 * space.matched(features, before)
 
 
 def _mixing(forgotten: Tensor, retained: Tensor) -> Tensor:
