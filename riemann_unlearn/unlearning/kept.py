@@ -105,7 +105,8 @@ def keep(
     others = retained[near:]
     others = others[torch.randperm(len(others), generator=generator)[: count - near]]
     rows = torch.cat([forgotten, retained[:near], others])
-    fronts = torch.empty(len(rows), views, width)
+    # Whatever torch's default dtype is: towers are float32, and so is what they give.
+    fronts = torch.empty(len(rows), views, width, dtype=torch.float32)
     fronts[:, 0] = _fronts(problem, seen.subset(rows)) if known is None else known[0][rows]
     for view in range(1, views):
         for places in torch.split(torch.arange(len(rows)), IMAGES):

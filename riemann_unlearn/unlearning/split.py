@@ -9,6 +9,7 @@ cut: a convolutional one, a transformer, one with connections that skip the cut.
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -84,7 +85,7 @@ class SplitTower:
         output = next(node for node in graph.nodes if node.op == "output").args[0]
         self.front: nn.Module = _Front(_part(inner, graph, [], cut))
         self.behind: nn.Module = _Behind(_part(inner, graph, cut, output), list(shapes.values()))
-        self.width = sum(shape.numel() for shape in shapes.values())
+        self.width = sum(map(math.prod, shapes.values()))
         # On fewer than it was cut by: what was taken for the number of images must have been it.
         self._check(inner, moved, images[1:])
 
@@ -136,7 +137,7 @@ class _Behind(nn.Module):
         self.layers, self.shapes = layers, list(shapes)
 
     def forward(self, rows: Tensor) -> Any:
-        parts = zip(torch.split(rows, [s.numel() for s in self.shapes], 1), self.shapes, strict=True)
+        parts = zip(torch.split(rows, [*map(math.prod, self.shapes)], 1), self.shapes, strict=True)
         return self.layers(*(part.view(len(part), *shape) for part, shape in parts))
 
 

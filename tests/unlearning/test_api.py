@@ -127,7 +127,7 @@ def test_the_same_seed_gives_the_same_model_and_another_does_not(world: Dataset)
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        ("tilt", {"steps": 60, "learning_rate": 1e-3}),
+        ("tilt", {"steps": 150, "learning_rate": 1e-3, "frozen": 0.12, "stay": 5.0}),
         ("hac", {"steps": 60, "learning_rate": 1e-3, "beta": 1.0, "gamma": 0.0}),
     ],
 )

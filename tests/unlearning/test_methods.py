@@ -262,8 +262,8 @@ class TestTilt:
         task = problem(model, world, "owl")
         task.selection.concepts[:] = False
         found = terms("tilt", task)
-        assert set(found) == {"retain_loss"}
-        assert found["retain_loss"].item() == pytest.approx(0, abs=1e-5)
+        assert set(found) == {"retain_loss", "stay_loss"}
+        assert [value.item() for value in found.values()] == pytest.approx([0, 0], abs=1e-5)
 
     def test_the_odds_are_those_of_all_forgotten_captions(self, model: DualEncoder, world: Dataset) -> None:
         task = problem(model, world, "red apple", "banana")

@@ -28,7 +28,7 @@ def test_a_plan_counts_what_there_is_and_changes_nothing(
     meru: DualEncoder, world: Dataset, tmp_path: Path
 ) -> None:
     before = {name: value.clone() for name, value in state_of(meru).items()}
-    found = planned(meru, world, output=tmp_path / "run", settings={"steps": 30})
+    found = planned(meru, world, output=tmp_path / "run", settings={"steps": 30}, views=0)
     assert all(torch.equal(value, before[name]) for name, value in state_of(meru).items())
     assert not list(tmp_path.iterdir())
     # Three fruits and five others in two seen styles; the retained images are fewer than a batch may have.
