@@ -281,10 +281,14 @@ class HeadFirst(Callback):
 
     def __init__(self, model: DualEncoder, steps: int) -> None:
         self.model, self.steps = model, steps
+        self._held: list[nn.Parameter] = []
 
     def started(self, driver: Driver) -> None:
         """Hold it, if the step that is next is one of them."""
         if driver.step < self.steps:
+            last = {id(p) for p in last_layer(self.model.visual)}
+            # What does not move anyway, such as fixed positions, is not to move afterwards either.
+            self._held = [p for p in self.model.visual.parameters() if p.requires_grad and id(p) not in last]
             self._move(False)
 
     def stepped(self, driver: Driver, record: dict[str, Any]) -> None:
@@ -297,10 +301,10 @@ class HeadFirst(Callback):
         self._move(True)
 
     def _move(self, moves: bool) -> None:
-        head = {id(p) for p in last_layer(self.model.visual)}
-        for parameter in self.model.visual.parameters():
-            parameter.requires_grad_(moves or id(parameter) in head)
-        self.model.visual.train(moves)
+        for parameter in self._held:
+            parameter.requires_grad_(moves)
+        if self._held:
+            self.model.visual.train(moves)
 
 
 def last_layer(tower: nn.Module) -> list[nn.Parameter]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from riemann_unlearn.evaluation import zero_shot
 from riemann_unlearn.models import DualEncoder
 from riemann_unlearn.training import Callback, Driver, EpochBatches, TrainConfig, training_loss
 from riemann_unlearn.training import train as train_model
-from riemann_unlearn.training.train import last_layer
+from riemann_unlearn.training.train import HeadFirst, last_layer
 from tests.conftest import make_model, model_config
 
 LEVELS = ("name", "kind", "realm")
@@ -244,6 +245,7 @@ def test_the_last_layer_moves_first(world_path: Path, tmp_path: Path) -> None:
     moved = Moved()
     model = train(model_config("MERU"), settings, tmp_path / "a", callbacks=[moved])
     tower, last = list(model.visual.parameters()), last_layer(model.visual)
+    assert all(p.requires_grad for p in tower)
     assert 0 < len(last) < len(tower)
     half = len(moved.counts) // 2
     assert set(moved.counts[:half]) == {moved.counts[-1] - len(tower) + len(last)}
@@ -267,6 +269,24 @@ class Interrupting(Callback):
     def stepped(self, driver: Driver, record: dict[str, Any]) -> None:
         if driver.step == self.step:
             raise KeyboardInterrupt
+
+
+def test_what_is_fixed_stays_fixed_and_no_last_layer_is_asked_for_without_need() -> None:
+    model = make_model("MERU")
+    fixed = next(model.visual.parameters()).requires_grad_(False)
+    driver = SimpleNamespace(step=0)
+    first = HeadFirst(model, 1)
+    first.started(driver)  # type: ignore[arg-type]
+    assert not any(
+        p.requires_grad for p in model.visual.parameters() if p not in set(last_layer(model.visual))
+    )
+    driver.step = 1
+    first.stepped(driver, {})  # type: ignore[arg-type]
+    assert [p for p in model.visual.parameters() if not p.requires_grad] == [fixed]
+    model.visual = torch.nn.Flatten()  # which has none
+    never = HeadFirst(model, 0)
+    never.started(driver)  # type: ignore[arg-type]
+    never.closed(driver)  # type: ignore[arg-type]
 
 
 def test_a_last_layer_that_cannot_move_alone_is_refused(world_path: Path, tmp_path: Path) -> None:

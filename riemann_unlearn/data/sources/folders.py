@@ -59,5 +59,19 @@ def folder_with(path: Path, name: str, file: str) -> Path | None:
     return next((folder for folder in (path, path / name) if (folder / file).is_file()), None)
 
 
+def lines(path: Path) -> list[str]:
+    """The lines of a list that a set comes with.
+
+    Raises
+    ------
+    ValueError
+        When it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+
+
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"

@@ -11,7 +11,7 @@ from pathlib import Path
 from riemann_unlearn.data.samples import Dataset
 from riemann_unlearn.data.sources.base import Source
 from riemann_unlearn.data.sources.collection import Collection
-from riemann_unlearn.data.sources.folders import folder_with, plain
+from riemann_unlearn.data.sources.folders import folder_with, lines, plain
 from riemann_unlearn.data.taxonomy import Concept
 from riemann_unlearn.registry import register
 
@@ -39,16 +39,9 @@ class Food101(Source):
             raise ValueError("Food-101 is loaded by the path of the folder that it unpacks to")
         collection = Collection(["class"])
         for list_name, heldout in _LISTS:
-            for line in _lines(folder / list_name):  # such as apple_pie/1005649
+            for line in filter(None, map(str.strip, lines(folder / list_name))):  # such as apple_pie/1005649
                 label = line.split("/")[0]
                 concept = Concept(label, label, caption=_PROMPT.format(plain(label)))
                 file = str(folder / "images" / f"{line}.jpg")
                 collection.add(line, file, concept, self.name, heldout=heldout)
         return collection.dataset(str(path))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").split()
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from riemann_unlearn.data.samples import Dataset
 from riemann_unlearn.data.sources.base import Source
 from riemann_unlearn.data.sources.collection import Collection
-from riemann_unlearn.data.sources.folders import folder_with, plain
+from riemann_unlearn.data.sources.folders import folder_with, lines, plain
 from riemann_unlearn.data.taxonomy import Concept
 from riemann_unlearn.registry import register
 
@@ -39,11 +39,9 @@ class Pets(Source):
             raise ValueError("Oxford-IIIT Pet is loaded by the path of the folder that torchvision made")
         collection = Collection(["breed", "species"])
         for list_name, heldout in _LISTS:
-            try:
-                lines = (folder / list_name).read_text(encoding="utf-8").splitlines()
-            except OSError as error:
-                raise ValueError(f"cannot read {folder / list_name}: {error.strerror}") from None
-            for line in lines:  # such as "Abyssinian_100 1 1 1": image, class, species, breed
+            for line in lines(
+                folder / list_name
+            ):  # such as "Abyssinian_100 1 1 1": image, class, species, breed
                 image, *numbers = line.split() or [""]
                 breed, _, number = image.rpartition("_")
                 species = _SPECIES.get(numbers[1]) if len(numbers) == 3 else None

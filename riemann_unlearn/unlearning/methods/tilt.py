@@ -50,12 +50,12 @@ class Tilt(GradientMethod):
 
     The second term asks that captions to be forgotten hold at most :math:`e^{-m}` of the odds, the fourth
     that a forgotten image be no nearer to the other forgotten ones than to retained ones, so that what
-    no caption finds is not found by its looks either. Both are exactly 0 once that is so: the objective is
+    no caption finds is found less by its looks. Both are exactly 0 once that is so: the objective is
     bounded, and with the forgotten gone the steps that are left repair what is retained. Only the image
     tower moves. Captions therefore stay where they are, all of them can be candidates at every step for
     the price of one matrix product, and a caption never used in unlearning means what it meant and finds
-    no image any more. The tower's first layers stay as well: they hold few of the weights and do most of
-    the work, which is done once for all steps.
+    no image any more. The tower's first layers stay as well: by default half of the weights, and most of the
+    work, which is then done once for all steps.
     """
 
     name: ClassVar[str] = "tilt"
